@@ -1,0 +1,113 @@
+"""Checks of a user's arguments, made once at the door of an op. None of them reads a GPU's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def describe(value: Any) -> str:
+    """What came, in an error message: a tensor's dtype and shape, or another value's type and text."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {list(value.shape)} on {value.device}"
+    return f"{type(value).__name__} {value!r}"
+
+
+def tensor(op: str, name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {describe(value)}")
+    return value
+
+
+def matrix(op: str, name: str, value: Any, columns: int | None = None) -> Tensor:
+    """A floating tensor [rows, columns]."""
+    tensor(op, name, value)
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
+    if value.dim() != 2 or (columns is not None and value.shape[1] != columns):
+        expected = f"[rows, {'columns' if columns is None else columns}]"
+        raise ValueError(f"{op}: {name} must have shape {expected}, got {list(value.shape)}")
+    return value
+
+
+def same_device(op: str, name: str, value: Tensor, like_name: str, like: Tensor) -> None:
+    if value.device != like.device:
+        raise ValueError(f"{op}: {name} must be on {like.device} like {like_name}, got {value.device}")
+
+
+def same_dtype(op: str, name: str, value: Tensor, like_name: str, like: Tensor) -> None:
+    if value.dtype != like.dtype:
+        raise TypeError(f"{op}: {name} must be {like.dtype} like {like_name}, got {value.dtype}")
+
+
+def choice(op: str, name: str, value: Any, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise ValueError(f"{op}: {name} must be one of {list(choices)}, got {value!r}")
+    return str(value)
+
+
+def vector(op: str, name: str, value: Any, length: int, like_name: str, like: Tensor) -> Tensor:
+    """A floating tensor [length] on the device of `like`."""
+    tensor(op, name, value)
+    if not value.is_floating_point():
+        raise TypeError(f"{op}: {name} must be a floating tensor, got {value.dtype}")
+    if value.dim() != 1 or value.shape[0] != length:
+        raise ValueError(f"{op}: {name} must have shape [{length}], got {list(value.shape)}")
+    same_device(op, name, value, like_name, like)
+    return value
+
+
+def ids(op: str, name: str, value: Any, length: int, like_name: str, like: Tensor) -> Tensor:
+    """An int64 tensor [length] on the device of `like`."""
+    tensor(op, name, value)
+    if value.dtype != torch.int64:
+        raise TypeError(f"{op}: {name} must be int64, got {value.dtype}")
+    if value.dim() != 1 or value.shape[0] != length:
+        raise ValueError(f"{op}: {name} must have shape [{length}], got {list(value.shape)}")
+    same_device(op, name, value, like_name, like)
+    return value
+
+
+def scalar(op: str, name: str, value: Any, like_name: str, like: Tensor) -> Tensor:
+    """A number or 0-d tensor, as a 0-d tensor of the dtype that `like` is accumulated in, on its device."""
+    dtype = accumulation(like.dtype)
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            raise TypeError(f"{op}: {name} must be a floating 0-d tensor or a number, got {value.dtype}")
+        if value.numel() != 1 or value.dim() > 1:
+            raise ValueError(f"{op}: {name} must be a 0-d tensor or a number, got shape {list(value.shape)}")
+        same_device(op, name, value, like_name, like)
+        return value.reshape(()).to(dtype)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: {name} must be a number or a 0-d tensor, got {describe(value)}")
+    return torch.full((), float(value), dtype=dtype, device=like.device)
+
+
+def condition(holds: Tensor, message: str) -> None:
+    """Raise ValueError where a CPU tensor is false; on a GPU fail asynchronously, since reading it would synchronise."""
+    if holds.device.type == "cpu":
+        if not torch.compiler.is_compiling() and not bool(holds):
+            raise ValueError(message)
+    else:
+        torch._assert_async(holds, message)
+
+
+def accumulation(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that sums of `dtype` are accumulated in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Under torch.autocast, the matrix operands in its dtype, as for torch.matmul; otherwise as they are."""
+    device = next(t for t in tensors if t is not None).device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors
+    )

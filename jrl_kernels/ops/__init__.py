@@ -1,0 +1,1 @@
+"""One folder an op, or a family of ops that share a kernel."""

@@ -1,0 +1,15 @@
+"""The implementations of the contrastive losses, and the library that their operators are registered in."""
+
+from __future__ import annotations
+
+import torch
+
+from ... import _dispatch
+
+BACKENDS: dict[str, _dispatch.Backend] = {
+    "reference": _dispatch.reference(f"{__package__}.reference"),
+    "cpu": _dispatch.cpu(f"{__package__}.cpu", "info_nce_statistics_f32_cpu"),
+    "triton": _dispatch.triton(f"{__package__}.triton_kernel"),
+}
+
+LIBRARY = torch.library.Library("jrl", "FRAGMENT")

@@ -1,0 +1,156 @@
+"""sigmoid_contrastive: SigLIP's pairwise loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ... import _checks, _dispatch
+from . import reference
+from .autograd import refuse_second_derivative
+from .backends import BACKENDS, LIBRARY
+from .positives import Positives, parse
+from .sweep import Source, Wanted, gradients
+
+_INPUTS = (
+    "Tensor x, Tensor y, Tensor scale, Tensor bias, Tensor? x_ids, Tensor? y_ids, Tensor? pair_rows, Tensor? pair_columns"
+)
+LIBRARY.define(f"sigmoid_contrastive_forward({_INPUTS}, str backend) -> (Tensor loss, Tensor pair_logits)")
+LIBRARY.define(
+    f"sigmoid_contrastive_backward(Tensor grad, {_INPUTS}, Tensor pair_logits, bool[] wanted, str backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def sigmoid_contrastive(
+    x: Tensor,
+    y: Tensor,
+    *,
+    scale: float | Tensor,
+    bias: float | Tensor,
+    positives: Any = None,
+    normalize: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """The sigmoid loss for image-text pairs, without the matrix of logits.
+
+    With s_ij = scale * x_i . y_j + bias and z_ij = 1 for a positive pair, -1 otherwise::
+
+        loss = -(1/M) sum_i sum_j log sigmoid(z_ij s_ij)
+
+    Source: Zhai et al. 2023 (SigLIP).
+
+    Args:
+        x: [M, D], float32, bfloat16 or float16 (float64 on "reference" and "cpu").
+        y: [N, D], like x.
+        scale: inverse temperature, a number or a 0-d tensor (with gradient).
+        bias: added to every logit, a number or a 0-d tensor (with gradient); SigLIP starts at -10.
+        positives: as in `info_nce`: None (row i with row i), an index per row, a pair of ids, or a sparse CSR boolean matrix.
+        normalize: divide the rows of x and y by their Euclidean norm first.
+        backend: "auto", "reference", "cpu" or "triton".
+
+    Returns:
+        A 0-d float32 (float64) loss.
+
+    Raises:
+        TypeError, ValueError: an argument of another type, dtype, shape, device or value.
+        NotImplementedError: no backend takes these tensors here; a second derivative of a fused backward was asked for.
+
+    Gradients: x, y, scale, bias; once differentiable, twice with backend="reference".
+    """
+    op = "sigmoid_contrastive"
+    _checks.matrix(op, "x", x)
+    _checks.matrix(op, "y", y, columns=x.shape[1])
+    _checks.same_device(op, "y", y, "x", x)
+    x, y = _checks.autocast(x, y)  # type: ignore[assignment]
+    _checks.same_dtype(op, "y", y, "x", x)
+    if normalize:
+        x, y = F.normalize(x, dim=1), F.normalize(y, dim=1)
+    factor, offset = _checks.scalar(op, "scale", scale, "x", x), _checks.scalar(op, "bias", bias, "x", x)
+    which = parse(op, positives, x.shape[0], y.shape[0], x)
+    name = _dispatch.select(op, backend, BACKENDS, x)
+    if name == "reference":
+        losses = reference.sigmoid_contrastive(reference.logits(x, y, None, factor, offset), which)
+    else:
+        losses = torch.ops.jrl.sigmoid_contrastive_forward(x, y, factor, offset, *which, name)[0]
+    return losses.sum() / max(x.shape[0], 1)
+
+
+def _problem(
+    x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, *rest: Any
+) -> tuple[Any, Source, Positives]:
+    *lists, backend = rest
+    implementation: Any = BACKENDS[backend].load()
+    source = Source(implementation.prepare(x), implementation.prepare(y), None, scale, bias)
+    return implementation, source, Positives(*(None if t is None else t.contiguous() for t in lists))
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    implementation, source, positives = _problem(*arguments)
+    sums, pair_logits = implementation.sigmoid_sums(source, positives)
+    if pair_logits is None:
+        return sums, sums.new_empty(0)
+    # softplus(-s) - softplus(s) = -s turns the sweep's negative term of a listed pair into its positive one.
+    assert positives.rows is not None
+    return sums.index_add(0, positives.rows, -pair_logits), pair_logits
+
+
+def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *inputs, pair_logits, flags, backend = arguments
+    implementation, source, positives = _problem(*inputs, backend)
+    listed = None if positives.rows is None else pair_logits
+    tile, block = implementation.sigmoid_gradient(source, positives, grad.contiguous(), listed)
+    found = gradients(source, tile, block, Wanted(flags[0], flags[1], False, flags[2]), bias=flags[3])
+    empty = source.scale.new_empty(0)
+
+    def cast(gradient: Tensor | None, dtype: torch.dtype, flag: bool) -> Tensor:
+        return empty if gradient is None or not flag else gradient.to(dtype)
+
+    dtype = inputs[0].dtype
+    return (
+        cast(found.x, dtype, flags[0]),
+        cast(found.y, dtype, flags[1]),
+        cast(found.scale, empty.dtype, flags[2]),
+        cast(found.bias, empty.dtype, flags[3]),
+    )
+
+
+def _forward_fake(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    losses = x.new_empty(x.shape[0], dtype=_checks.accumulation(x.dtype))
+    return losses, losses.new_empty(0 if rest[2] is None else rest[2].shape[0])
+
+
+def _backward_fake(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    wanted = arguments[9]
+    return tuple(
+        torch.empty(t.shape, dtype=t.dtype, device=t.device) if flag else arguments[2].new_empty(0)
+        for t, flag in zip(arguments[:4], wanted, strict=True)
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.backend = inputs[-1]
+    ctx.save_for_backward(*inputs[:-1], output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx: Any, grad: Tensor, unused: Any) -> tuple[Tensor | None, ...]:
+    wanted = list(ctx.needs_input_grad[:4])
+    found = torch.ops.jrl.sigmoid_contrastive_backward(grad, *ctx.saved_tensors, wanted, ctx.backend)
+    first = tuple(gradient if flag else None for gradient, flag in zip(found, wanted, strict=True))
+    return (*first, *(None,) * 5)
+
+
+LIBRARY.impl("sigmoid_contrastive_forward", _forward, "CompositeExplicitAutograd")
+LIBRARY.impl("sigmoid_contrastive_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("jrl::sigmoid_contrastive_forward", _forward_fake, lib=LIBRARY)
+torch.library.register_fake("jrl::sigmoid_contrastive_backward", _backward_fake, lib=LIBRARY)
+torch.library.register_autograd(
+    "jrl::sigmoid_contrastive_forward", _differentiate, setup_context=_setup_context, lib=LIBRARY
+)
+torch.library.register_autograd(
+    "jrl::sigmoid_contrastive_backward", refuse_second_derivative("sigmoid_contrastive"), lib=LIBRARY
+)

@@ -1,0 +1,223 @@
+"""What a backend of the contrastive losses implements, and the arithmetic around it that all of them share.
+
+A backend visits the logits s = scale * x @ y.T (or scale * scores) tile by tile and keeps only sums per row and per column:
+
+    prepare(tensor) -> Tensor                                        matrix operands as its kernels take them
+    statistics(source, options) -> Statistics                        one sweep over the logits, both directions
+    softmax_gradient(source, options, upstream) -> (tile, block)     dL/ds tile by tile, positives included
+    sigmoid_sums(source, positives) -> (row sums, pair logits)       the same for the sigmoid loss
+    sigmoid_gradient(source, positives, upstream) -> (tile, block)
+
+so nothing of size M x N is ever stored. The few positive pairs given as a list are kept as their own vector of logits; in the
+gradient their entries of a tile are overwritten with values computed in full precision, which avoids the cancellation
+p_ii - 1 in a half-precision tile.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..._checks import accumulation
+from .positives import Groups, Positives
+
+
+class Source(NamedTuple):
+    """Where logits come from: embeddings x [M, D] and y [N, D], or a matrix of scores [M, N]; times scale (0-d), plus bias."""
+
+    x: Tensor | None
+    y: Tensor | None
+    scores: Tensor | None
+    scale: Tensor
+    bias: Tensor | None = None
+
+    @property
+    def first(self) -> Tensor:
+        tensor = self.x if self.scores is None else self.scores
+        assert tensor is not None
+        return tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        if self.scores is not None:
+            return self.scores.shape[0], self.scores.shape[1]
+        assert self.x is not None and self.y is not None
+        return self.x.shape[0], self.y.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return accumulation(self.first.dtype)
+
+    @property
+    def device(self) -> torch.device:
+        return self.first.device
+
+
+class Options(NamedTuple):
+    """What to accumulate, and which pairs count."""
+
+    positives: Positives
+    exclude_x: Tensor | None  # int64 [M]; a pair with equal ids leaves the softmax unless it is a positive by id
+    exclude_y: Tensor | None  # int64 [N]
+    rows: bool
+    columns: bool
+    multi_positive: str  # "mean" or "sum"
+    details: bool  # arg-max, expectation and candidate counts too
+
+
+class Axis(NamedTuple):
+    """Sums over the candidates of each row (or each column), in the accumulation dtype.
+
+    `positive` is the sum ("mean") or the log-sum-exp ("sum") of the logits of positives by id. The last four are None unless
+    details were asked for; `argmax` is the lowest index among ties, -1 where there is no candidate.
+    """
+
+    log_sum_exp: Tensor
+    positive: Tensor | None = None
+    maximum: Tensor | None = None
+    argmax: Tensor | None = None  # int64
+    expectation: Tensor | None = None  # sum_j softmax(s)_j s_j
+    candidates: Tensor | None = None
+
+
+class Statistics(NamedTuple):
+    rows: Axis | None
+    columns: Axis | None
+    pair_logits: Tensor | None  # [pairs], where the positives are a list
+
+
+class Upstream(NamedTuple):
+    """What dL/ds of a softmax loss is made of, besides the logits; a side is None where its direction is not wanted.
+
+    G_ij = grad_x_i exp(s_ij - log_sum_exp_x_i) + the same for y, less the positives' part. For positives by id that part is
+    "mean": positive_x_i + positive_y_j (grad over count); "sum": grad_x_i exp(s_ij - positive_x_i) + the same for y. For a list
+    of pairs, `pair_gradient` is the whole of G at each of them. A row without positives has grad 0 and log-sums of +inf.
+    """
+
+    grad_x: Tensor | None  # [M]
+    log_sum_exp_x: Tensor | None
+    positive_x: Tensor | None
+    grad_y: Tensor | None  # [N]
+    log_sum_exp_y: Tensor | None
+    positive_y: Tensor | None
+    pair_gradient: Tensor | None  # [pairs]
+
+
+class GradientTile(Protocol):
+    def __call__(self, r0: int, r1: int, c0: int, c1: int) -> Tensor:
+        """dL/ds of logits[r0:r1, c0:c1]; the tensor may be reused by the next call."""
+
+
+def merge(a: Axis, b: Axis, shift: int = 0) -> Axis:
+    """The sums over two disjoint sets of candidates; `shift` is added to b's indices."""
+    total = torch.logaddexp(a.log_sum_exp, b.log_sum_exp)
+    if a.maximum is None or b.maximum is None:
+        return a._replace(log_sum_exp=total)
+    assert a.argmax is not None and b.argmax is not None
+    assert a.expectation is not None and b.expectation is not None
+    assert a.candidates is not None and b.candidates is not None
+    other = torch.where(b.argmax < 0, b.argmax, b.argmax + shift)
+    better = (b.maximum > a.maximum) | ((b.maximum == a.maximum) & (other >= 0) & ((other < a.argmax) | (a.argmax < 0)))
+    nothing = total == -torch.inf
+    share_a = torch.where(nothing, 0.0, (a.log_sum_exp - total).exp())
+    share_b = torch.where(nothing, 0.0, (b.log_sum_exp - total).exp())
+    return Axis(
+        total,
+        a.positive,
+        torch.where(better, b.maximum, a.maximum),
+        torch.where(better, other, a.argmax),
+        share_a * a.expectation + share_b * b.expectation,
+        a.candidates + b.candidates,
+    )
+
+
+def of_pairs(groups: Groups, others: Tensor, logits: Tensor, keep: Tensor, details: bool) -> Axis:
+    """The sums over the listed pairs that `keep` selects, grouped by one side; `others` are their indices on the other."""
+    kept = torch.where(keep, logits, -torch.inf)
+    total = groups.log_sum_exp(kept)
+    if not details:
+        return Axis(total)
+    top = groups.reduce(kept, "max")
+    far = torch.iinfo(torch.int32).max
+    # float64 holds every index exactly, and segment_reduce takes floats only.
+    place = groups.reduce(torch.where(keep & (kept == top[groups.index]), others, far).double(), "min")
+    probability = torch.where(keep, (kept - total[groups.index]).exp(), 0.0)
+    return Axis(
+        total,
+        None,
+        top,
+        torch.where(place >= far, -1, place.nan_to_num(posinf=far)).to(torch.int64),
+        groups.reduce(torch.where(keep, probability * logits, 0.0), "sum"),
+        groups.reduce(keep.to(logits.dtype), "sum"),
+    )
+
+
+def accumulate(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """out += a @ b, accumulated in the dtype of `out`."""
+    if a.dtype == b.dtype == out.dtype:
+        out.addmm_(a, b)
+    elif a.is_cuda and a.dtype == b.dtype:
+        torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
+    else:
+        out.addmm_(a.to(out.dtype), b.to(out.dtype))
+
+
+class Wanted(NamedTuple):
+    """Which gradients the caller asks for."""
+
+    x: bool
+    y: bool
+    scores: bool
+    scale: bool
+
+
+class Gradients(NamedTuple):
+    x: Tensor | None = None  # float32 (float64), as are all of these
+    y: Tensor | None = None
+    scores: Tensor | None = None  # in the scores' dtype
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+
+
+def gradients(source: Source, tile: GradientTile, block: tuple[int, int], wanted: Wanted, bias: bool) -> Gradients:
+    """Everything that follows from G = dL/ds, in one sweep over its tiles.
+
+    dx = scale G y, dy = scale G.T x, dscale = sum G * (x y.T) = sum x * (G y), dbias = sum G; tiles in a fixed order, so the
+    same bits every run.
+    """
+    rows, columns = source.shape
+    options = {"dtype": source.dtype, "device": source.device}
+    from_scores = source.scores is not None
+    need_x = not from_scores and (wanted.x or wanted.scale)
+    dx = torch.zeros(source.first.shape, **options) if need_x else None
+    dy = torch.zeros(columns, source.first.shape[1], **options) if wanted.y and not from_scores else None
+    dscores = torch.empty_like(source.first) if wanted.scores and from_scores else None
+    dscale = torch.zeros((), **options)
+    dbias = torch.zeros((), **options)
+    for r0 in range(0, rows, block[0]):
+        r1 = min(r0 + block[0], rows)
+        for c0 in range(0, columns, block[1]):
+            c1 = min(c0 + block[1], columns)
+            g = tile(r0, r1, c0, c1)
+            if bias:
+                dbias += g.sum(dtype=source.dtype)
+            if source.scores is not None:
+                if dscores is not None:
+                    dscores[r0:r1, c0:c1] = g * source.scale
+                if wanted.scale:
+                    dscale += (g * source.scores[r0:r1, c0:c1].to(source.dtype)).sum()
+                continue
+            assert source.x is not None and source.y is not None
+            if dx is not None:
+                accumulate(dx[r0:r1], g, source.y[c0:c1])
+            if dy is not None:
+                accumulate(dy[c0:c1], g.T, source.x[r0:r1])
+    if dx is not None and source.x is not None:
+        if wanted.scale:
+            dscale = (dx * source.x.to(source.dtype)).sum()
+        dx *= source.scale
+    if dy is not None:
+        dy *= source.scale
+    return Gradients(dx, dy, dscores, dscale if wanted.scale else None, dbias if bias else None)
