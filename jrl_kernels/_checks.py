@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -102,6 +103,18 @@ def accumulation(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An operator's implementation, kept from having its float32 products cast by the caller's autocast."""
+
+    @functools.wraps(function)
+    def run(*arguments: Any) -> Any:
+        device = next(a for a in arguments if isinstance(a, Tensor)).device.type
+        with torch.autocast(device, enabled=False):
+            return function(*arguments)
+
+    return run
+
+
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Under torch.autocast, the matrix operands in its dtype, as for torch.matmul; otherwise as they are."""
     device = next(t for t in tensors if t is not None).device.type
@@ -109,5 +122,6 @@ def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(
-        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors
+        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
+        for t in tensors
     )

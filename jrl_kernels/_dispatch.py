@@ -39,7 +39,16 @@ class Backend:
 
 Backends = Mapping[str, Backend]
 
+_TABLES: dict[str, Backends] = {}
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def table(op: str, *backends: Backend) -> dict[str, Backend]:
+    """Declare the backends of an op, or of the family of ops that it heads."""
+    found = {backend.name: backend for backend in backends}
+    _TABLES[op] = found
+    return found
 
 
 def interpreting() -> bool:
@@ -72,7 +81,10 @@ def triton(module: str) -> Backend:
         if interpreting():
             return None
         if not torch.cuda.is_available():
-            return "PyTorch sees no CUDA GPU", "set TRITON_INTERPRET=1 to run the kernels, slowly, on CPU tensors"
+            return (
+                "PyTorch sees no CUDA GPU",
+                "set TRITON_INTERPRET=1 to run the kernels, slowly, on CPU tensors",
+            )
         if torch.cuda.get_device_capability() < (8, 0):
             return "the GPU's compute capability is below 8.0", "use a GPU of compute capability 8.0 or newer"
         return None
@@ -94,7 +106,9 @@ def _refusal(backend: Backend, device: str, dtype: torch.dtype) -> str | None:
 
 
 @torch.compiler.assume_constant_result
-def _select(op: str, requested: str, backends: Backends, device: str, dtype: torch.dtype) -> str:
+def _select(op: str, requested: str, table: str, device: str, dtype: torch.dtype) -> str:
+    # Only strings and a dtype: torch.compile evaluates this call while it traces.
+    backends = _TABLES[table]
     if requested == "auto":
         requested = os.environ.get("JRL_BACKEND", "auto") or "auto"
     if requested != "auto":
@@ -120,8 +134,8 @@ def _select(op: str, requested: str, backends: Backends, device: str, dtype: tor
     )
 
 
-def select(op: str, requested: str, backends: Backends, tensor: torch.Tensor) -> str:
-    """Name of the backend that will run `op` on `tensor`.
+def select(op: str, requested: str, table: str, tensor: torch.Tensor) -> str:
+    """Name of the backend of `table` that will run `op` on `tensor`.
 
     `requested` is "auto" or a name; "auto" reads the environment variable JRL_BACKEND at each call (a compiled graph keeps
     what it read when it was traced).
@@ -130,4 +144,4 @@ def select(op: str, requested: str, backends: Backends, tensor: torch.Tensor) ->
         ValueError: the name is not one of the op's backends.
         NotImplementedError: the backend named, or with "auto" every backend, cannot serve; each says why.
     """
-    return _select(op, requested, backends, tensor.device.type, tensor.dtype)
+    return _select(op, requested, table, tensor.device.type, tensor.dtype)

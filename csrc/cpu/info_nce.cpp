@@ -67,7 +67,8 @@ struct Running {  // of a set of rows or of columns; null where not wanted
 
 // Rows of a block, with one exp for both directions where the block's range allows it and two where it does not.
 template <typename T>
-JRL_INLINE void block_statistics(const T* s, int64_t rows, int64_t columns, Running<T> row, Running<T> column, T* scratch) {
+JRL_INLINE void block_statistics(const T* s, int64_t rows, int64_t columns, Running<T> row, Running<T> column,
+                                 T* scratch) {
   const T top = finite_or_zero(block_max(s, rows * columns));
   T row_sums[kBlock];
   T* column_sums = column.max ? scratch : nullptr;
@@ -104,16 +105,20 @@ JRL_INLINE void block_statistics(const T* s, int64_t rows, int64_t columns, Runn
   std::fill(column_sums, column_sums + columns, T(0));
   for (int64_t i = 0; i < rows; ++i)
 #pragma omp simd
-    for (int64_t j = 0; j < columns; ++j) column_tops[j] = s[i * columns + j] > column_tops[j] ? s[i * columns + j] : column_tops[j];
+    for (int64_t j = 0; j < columns; ++j)
+      column_tops[j] = s[i * columns + j] > column_tops[j] ? s[i * columns + j] : column_tops[j];
   for (int64_t i = 0; i < rows; ++i)
 #pragma omp simd
-    for (int64_t j = 0; j < columns; ++j) column_sums[j] += jrl::exp(s[i * columns + j] - finite_or_zero(column_tops[j]));
+    for (int64_t j = 0; j < columns; ++j)
+      column_sums[j] += jrl::exp(s[i * columns + j] - finite_or_zero(column_tops[j]));
 #pragma omp simd
-  for (int64_t j = 0; j < columns; ++j) join(column.max + j, column.sum + j, finite_or_zero(column_tops[j]), column_sums[j]);
+  for (int64_t j = 0; j < columns; ++j)
+    join(column.max + j, column.sum + j, finite_or_zero(column_tops[j]), column_sums[j]);
 }
 
 template <typename T>
-JRL_INLINE void rows_statistics(const T* s, int64_t rows, int64_t columns, Running<T> row, Running<T> column, T* scratch) {
+JRL_INLINE void rows_statistics(const T* s, int64_t rows, int64_t columns, Running<T> row, Running<T> column,
+                                T* scratch) {
   for (int64_t i = 0; i < rows; i += kBlock) {
     const Running<T> part = row.max ? Running<T>{row.max + i, row.sum + i} : row;
     block_statistics(s + i * columns, std::min(kBlock, rows - i), columns, part, column, scratch);
@@ -149,11 +154,31 @@ JRL_INLINE void add_detail(const Detailed<T>& d, int64_t at, T s, int64_t index)
   d.candidates[at] += s == -infinity<T> ? T(0) : T(1);
 }
 
+// A row's maximum is found first, so that its sums need one exp an entry.
+template <typename T>
+JRL_INLINE void row_details(const T* s, int64_t columns, const Detailed<T>& d, int64_t at, int64_t c0) {
+  const T most = block_max(s, columns), old = d.max[at], next = most > old ? most : old, top = finite_or_zero(next);
+  T sum = 0, weighted = 0, candidates = 0;
+#pragma omp simd reduction(+ : sum, weighted, candidates)
+  for (int64_t j = 0; j < columns; ++j) {
+    const T e = jrl::exp(s[j] - top);
+    sum += e;
+    weighted += s[j] == -infinity<T> ? T(0) : e * s[j];
+    candidates += s[j] == -infinity<T> ? T(0) : T(1);
+  }
+  const T keep = jrl::exp(old - top);
+  d.sum[at] = d.sum[at] * keep + sum;
+  d.weighted[at] = d.weighted[at] * keep + weighted;
+  if (most > old) d.argmax[at] = c0 + (std::find(s, s + columns, most) - s);
+  d.max[at] = next;
+  d.candidates[at] += candidates;
+}
+
 JRL_CLONES void detail_row(const float* s, int64_t columns, Detailed<float> row, int64_t i, int64_t c0) {
-  for (int64_t j = 0; j < columns; ++j) add_detail(row, i, s[j], c0 + j);
+  row_details(s, columns, row, i, c0);
 }
 JRL_CLONES void detail_row(const double* s, int64_t columns, Detailed<double> row, int64_t i, int64_t c0) {
-  for (int64_t j = 0; j < columns; ++j) add_detail(row, i, s[j], c0 + j);
+  row_details(s, columns, row, i, c0);
 }
 JRL_CLONES void detail_columns(const float* s, int64_t begin, int64_t end, Detailed<float> column, int64_t index) {
 #pragma omp simd
@@ -196,7 +221,8 @@ JRL_INLINE void block_gradient(T* s, int64_t rows, int64_t columns, const T* gra
   for (int64_t i = 0; i < rows; ++i) {
     T* line = s + i * columns;
     if (one_exp) {
-      row_gradient(line, columns, top, grad_x ? grad_x[i] * jrl::exp(top - lse_x[i]) : T(0), grad_y ? scratch : nullptr);
+      row_gradient(line, columns, top, grad_x ? grad_x[i] * jrl::exp(top - lse_x[i]) : T(0),
+                   grad_y ? scratch : nullptr);
     } else if (!grad_y) {
       row_gradient<T>(line, columns, lse_x[i], grad_x[i], nullptr);
     } else {
@@ -260,7 +286,8 @@ int statistics(const T* s, int64_t rows, int64_t columns, T* row_max, T* row_sum
       scratch = base + 2 * columns;
       std::fill(column.max, column.max + columns, -infinity<T>);
     }
-    const Running<T> row = row_max ? Running<T>{row_max + mine.begin, row_sum + mine.begin} : Running<T>{nullptr, nullptr};
+    const Running<T> row =
+        row_max ? Running<T>{row_max + mine.begin, row_sum + mine.begin} : Running<T>{nullptr, nullptr};
     statistics_of(s + mine.begin * columns, mine.end - mine.begin, columns, row, column, scratch);
   }
   for (int t = 0; column_max && t < threads; ++t) {
@@ -404,55 +431,56 @@ int exchange(T* s, int64_t rows, int64_t columns, int64_t r0, int64_t c0, const 
 
 }  // namespace
 
-#define JRL_INFO_NCE(T, SUFFIX)                                                                                           \
-  int info_nce_statistics_##SUFFIX(const T* s, int64_t rows, int64_t columns, T* row_max, T* row_sum, T* column_max,      \
-                                   T* column_sum) {                                                                       \
-    return statistics<T>(s, rows, columns, row_max, row_sum, column_max, column_sum);                                     \
-  }                                                                                                                       \
-  int info_nce_details_##SUFFIX(const T* s, int64_t rows, int64_t columns, int64_t r0, int64_t c0, T* row_max, T* row_sum,  \
-                                T* row_weighted, int64_t* row_argmax, T* row_candidates, T* column_max, T* column_sum,    \
-                                T* column_weighted, int64_t* column_argmax, T* column_candidates) {                       \
-    return details<T>(s, rows, columns, r0, c0, {row_max, row_sum, row_weighted, row_argmax, row_candidates},             \
-                      {column_max, column_sum, column_weighted, column_argmax, column_candidates});                       \
-  }                                                                                                                       \
-  int info_nce_mask_##SUFFIX(T* s, int64_t rows, int64_t columns, const int64_t* exclude_x, const int64_t* exclude_y,     \
-                             const int64_t* x_ids, const int64_t* y_ids) {                                                \
-    return mask<T>(s, rows, columns, exclude_x, exclude_y, x_ids, y_ids);                                                 \
-  }                                                                                                                       \
-  int info_nce_positives_##SUFFIX(const T* s, int64_t rows, int64_t columns, const int64_t* x_ids, const int64_t* y_ids,  \
-                                  T* row_max, T* row_sum, T* column_max, T* column_sum, int log_sum_exp) {                \
-    return positives<T>(s, rows, columns, x_ids, y_ids, row_max, row_sum, column_max, column_sum, log_sum_exp);           \
-  }                                                                                                                       \
-  int info_nce_gradient_##SUFFIX(T* s, int64_t rows, int64_t columns, const T* grad_x, const T* lse_x,                    \
-                                 const T* positive_x, const T* grad_y, const T* lse_y, const T* positive_y,               \
-                                 const int64_t* x_ids, const int64_t* y_ids, int log_sum_exp) {                           \
-    return gradient<T>(s, rows, columns, grad_x, lse_x, positive_x, grad_y, lse_y, positive_y, x_ids, y_ids,              \
-                       log_sum_exp);                                                                                      \
-  }                                                                                                                       \
-  int info_nce_softplus_##SUFFIX(const T* s, int64_t rows, int64_t columns, const int64_t* x_ids, const int64_t* y_ids,   \
-                                 T* sums) {                                                                               \
-    return softplus_sums<T>(s, rows, columns, x_ids, y_ids, sums);                                                        \
-  }                                                                                                                       \
-  int info_nce_sigmoid_##SUFFIX(T* s, int64_t rows, int64_t columns, const T* grad, const int64_t* x_ids,                 \
-                                const int64_t* y_ids) {                                                                   \
-    return sigmoid<T>(s, rows, columns, grad, x_ids, y_ids);                                                              \
-  }                                                                                                                       \
-  int info_nce_gather_##SUFFIX(T* s, int64_t rows, int64_t columns, int64_t r0, int64_t c0, const int64_t* pair_rows,     \
-                               const int64_t* pair_columns, int64_t pairs, T* values) {                                   \
-    return exchange<T, true>(s, rows, columns, r0, c0, pair_rows, pair_columns, pairs, values);                           \
-  }                                                                                                                       \
-  int info_nce_scatter_##SUFFIX(T* s, int64_t rows, int64_t columns, int64_t r0, int64_t c0, const int64_t* pair_rows,    \
-                                const int64_t* pair_columns, int64_t pairs, T* values) {                                  \
-    return exchange<T, false>(s, rows, columns, r0, c0, pair_rows, pair_columns, pairs, values);                          \
-  }                                                                                                                       \
-  JRL_LAUNCHER(info_nce_statistics_##SUFFIX);                                                                             \
-  JRL_LAUNCHER(info_nce_details_##SUFFIX);                                                                                \
-  JRL_LAUNCHER(info_nce_mask_##SUFFIX);                                                                                   \
-  JRL_LAUNCHER(info_nce_positives_##SUFFIX);                                                                              \
-  JRL_LAUNCHER(info_nce_gradient_##SUFFIX);                                                                               \
-  JRL_LAUNCHER(info_nce_softplus_##SUFFIX);                                                                               \
-  JRL_LAUNCHER(info_nce_sigmoid_##SUFFIX);                                                                                \
-  JRL_LAUNCHER(info_nce_gather_##SUFFIX);                                                                                 \
+#define JRL_INFO_NCE(T, SUFFIX)                                                                                        \
+  int info_nce_statistics_##SUFFIX(const T* s, int64_t rows, int64_t columns, T* row_max, T* row_sum, T* column_max,   \
+                                   T* column_sum) {                                                                    \
+    return statistics<T>(s, rows, columns, row_max, row_sum, column_max, column_sum);                                  \
+  }                                                                                                                    \
+  int info_nce_details_##SUFFIX(const T* s, int64_t rows, int64_t columns, int64_t r0, int64_t c0, T* row_max,         \
+                                T* row_sum, T* row_weighted, int64_t* row_argmax, T* row_candidates, T* column_max,    \
+                                T* column_sum, T* column_weighted, int64_t* column_argmax, T* column_candidates) {     \
+    return details<T>(s, rows, columns, r0, c0, {row_max, row_sum, row_weighted, row_argmax, row_candidates},          \
+                      {column_max, column_sum, column_weighted, column_argmax, column_candidates});                    \
+  }                                                                                                                    \
+  int info_nce_mask_##SUFFIX(T* s, int64_t rows, int64_t columns, const int64_t* exclude_x, const int64_t* exclude_y,  \
+                             const int64_t* x_ids, const int64_t* y_ids) {                                             \
+    return mask<T>(s, rows, columns, exclude_x, exclude_y, x_ids, y_ids);                                              \
+  }                                                                                                                    \
+  int info_nce_positives_##SUFFIX(const T* s, int64_t rows, int64_t columns, const int64_t* x_ids,                     \
+                                  const int64_t* y_ids, T* row_max, T* row_sum, T* column_max, T* column_sum,          \
+                                  int log_sum_exp) {                                                                   \
+    return positives<T>(s, rows, columns, x_ids, y_ids, row_max, row_sum, column_max, column_sum, log_sum_exp);        \
+  }                                                                                                                    \
+  int info_nce_gradient_##SUFFIX(T* s, int64_t rows, int64_t columns, const T* grad_x, const T* lse_x,                 \
+                                 const T* positive_x, const T* grad_y, const T* lse_y, const T* positive_y,            \
+                                 const int64_t* x_ids, const int64_t* y_ids, int log_sum_exp) {                        \
+    return gradient<T>(s, rows, columns, grad_x, lse_x, positive_x, grad_y, lse_y, positive_y, x_ids, y_ids,           \
+                       log_sum_exp);                                                                                   \
+  }                                                                                                                    \
+  int info_nce_softplus_##SUFFIX(const T* s, int64_t rows, int64_t columns, const int64_t* x_ids,                      \
+                                 const int64_t* y_ids, T* sums) {                                                      \
+    return softplus_sums<T>(s, rows, columns, x_ids, y_ids, sums);                                                     \
+  }                                                                                                                    \
+  int info_nce_sigmoid_##SUFFIX(T* s, int64_t rows, int64_t columns, const T* grad, const int64_t* x_ids,              \
+                                const int64_t* y_ids) {                                                                \
+    return sigmoid<T>(s, rows, columns, grad, x_ids, y_ids);                                                           \
+  }                                                                                                                    \
+  int info_nce_gather_##SUFFIX(T* s, int64_t rows, int64_t columns, int64_t r0, int64_t c0, const int64_t* pair_rows,  \
+                               const int64_t* pair_columns, int64_t pairs, T* values) {                                \
+    return exchange<T, true>(s, rows, columns, r0, c0, pair_rows, pair_columns, pairs, values);                        \
+  }                                                                                                                    \
+  int info_nce_scatter_##SUFFIX(T* s, int64_t rows, int64_t columns, int64_t r0, int64_t c0, const int64_t* pair_rows, \
+                                const int64_t* pair_columns, int64_t pairs, T* values) {                               \
+    return exchange<T, false>(s, rows, columns, r0, c0, pair_rows, pair_columns, pairs, values);                       \
+  }                                                                                                                    \
+  JRL_LAUNCHER(info_nce_statistics_##SUFFIX);                                                                          \
+  JRL_LAUNCHER(info_nce_details_##SUFFIX);                                                                             \
+  JRL_LAUNCHER(info_nce_mask_##SUFFIX);                                                                                \
+  JRL_LAUNCHER(info_nce_positives_##SUFFIX);                                                                           \
+  JRL_LAUNCHER(info_nce_gradient_##SUFFIX);                                                                            \
+  JRL_LAUNCHER(info_nce_softplus_##SUFFIX);                                                                            \
+  JRL_LAUNCHER(info_nce_sigmoid_##SUFFIX);                                                                             \
+  JRL_LAUNCHER(info_nce_gather_##SUFFIX);                                                                              \
   JRL_LAUNCHER(info_nce_scatter_##SUFFIX)
 
 JRL_INFO_NCE(float, f32_cpu);

@@ -1,6 +1,8 @@
-// exp and log1p that a compiler can vectorise, and the attributes that let it: one clone of a function for each x86-64 level.
+// exp and log1p that a compiler can vectorise, and the attributes that let it: one clone of a function for each x86-64
+// level.
 //
-// Every function carries NaN through. exp of anything below -87.3 is exactly 0, so a masked logit (-inf) contributes nothing.
+// Every function carries NaN through. exp of anything below -87.3 is exactly 0, so a masked logit (-inf) contributes
+// nothing.
 #pragma once
 
 #include <cmath>

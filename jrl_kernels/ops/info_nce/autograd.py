@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._checks import accumulation
+from ..._checks import accumulation, without_autocast
 from .backends import BACKENDS, LIBRARY
 from .positives import Groups, Positives, equal_counts, group
 from .sweep import Axis, Gradients, Options, Source, Upstream, Wanted, gradients, merge, of_pairs
@@ -21,7 +21,7 @@ _INPUTS = (
     "Tensor? x, Tensor? y, Tensor? scores, Tensor scale, Tensor? negatives, Tensor? x_ids, Tensor? y_ids, "
     "Tensor? pair_rows, Tensor? pair_columns, Tensor? exclude_x, Tensor? exclude_y, Tensor? exclude_negatives, "
 )
-_OPTIONS = 'str direction, str multi_positive, bool details, str backend'
+_OPTIONS = "str direction, str multi_positive, bool details, str backend"
 LIBRARY.define(
     f"info_nce_forward({_INPUTS}{_OPTIONS}) -> "
     "(Tensor loss_x, Tensor loss_y, Tensor state_x, Tensor state_y, Tensor pair_logits)"
@@ -79,7 +79,13 @@ class _Problem:
             self.negatives = (
                 self.source._replace(y=prepared(negatives)),
                 Options(
-                    Positives(), None if extra is None else self.options.exclude_x, extra, True, False, "mean", details
+                    Positives(),
+                    None if extra is None else self.options.exclude_x,
+                    extra,
+                    True,
+                    False,
+                    "mean",
+                    details,
                 ),
             )
 
@@ -110,11 +116,13 @@ def _with_pairs(axis: Axis, groups: Groups, others: Tensor, logits: Tensor, opti
     return axis._replace(positive=how)
 
 
-def _hits(argmax: Tensor, ids: Tensor | None, others: Tensor | None, groups: Groups | None, partners: Tensor | None) -> Tensor:
+def _hits(
+    argmax: Tensor, ids: Tensor | None, others: Tensor | None, groups: Groups | None, partners: Tensor | None
+) -> Tensor:
     """Whether the arg-max of each row is one of its positives."""
     if groups is not None:
         assert partners is not None
-        return groups.reduce((argmax[groups.index] == partners).double(), "sum") > 0
+        return groups.reduce((argmax[groups.key] == partners).double(), "sum") > 0
     assert ids is not None and others is not None
     if others.numel() == 0:
         return torch.zeros_like(ids, dtype=torch.bool)
@@ -145,11 +153,11 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     groups = problem.groups()
     counts = _counts(problem, groups)
     positives = options.positives
-    empty = torch.empty(0, dtype=source.dtype, device=source.device)
+    like = source.scale  # in the accumulation dtype
     outputs = []
     for side, axis in enumerate((found.rows, found.columns)):
         if axis is None:
-            outputs.append((empty, empty.new_empty(6, 0)))
+            outputs.append((like.new_empty(0), like.new_empty(6, 0)))
             continue
         ids = (positives.x_ids, positives.y_ids)
         lists = (positives.rows, positives.columns)
@@ -164,11 +172,16 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         if options.details:
             assert axis.argmax is not None
             hits = _hits(
-                axis.argmax, ids[side], ids[1 - side], None if groups is None else groups[side], lists[1 - side]
+                axis.argmax,
+                ids[side],
+                ids[1 - side],
+                None if groups is None else groups[side],
+                lists[1 - side],
             )
         outputs.append(_finish(axis, counts[side], options.multi_positive, hits))
     (loss_x, state_x), (loss_y, state_y) = outputs
-    return loss_x, loss_y, state_x, state_y, empty if found.pair_logits is None else found.pair_logits
+    pair_logits = like.new_empty(0) if found.pair_logits is None else found.pair_logits
+    return loss_x, loss_y, state_x, state_y, pair_logits
 
 
 class _Side:
@@ -192,8 +205,8 @@ class _Side:
 
 
 def _backward(grad_x: Tensor, grad_y: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *inputs, state_x, state_y, pair_logits, wanted_flags, direction, multi_positive, details, backend = arguments
-    problem = _Problem(*inputs, direction, multi_positive, details, backend)
+    *inputs, state_x, state_y, pair_logits, wanted_flags = arguments[:-4]
+    problem = _Problem(*inputs, *arguments[-4:])
     source, options = problem.source, problem.options
     wanted = Wanted(*wanted_flags)
     x = _Side(grad_x, state_x, options) if options.rows else None
@@ -229,16 +242,15 @@ def _backward(grad_x: Tensor, grad_y: Tensor, *arguments: Any) -> tuple[Tensor, 
             total.scores,
             None if total.scale is None or extra.scale is None else total.scale + extra.scale,
         )
-    empty = source.scale.new_empty(0)
 
     def cast(gradient: Tensor | None, like: Tensor | None) -> Tensor:
-        return empty if gradient is None or like is None else gradient.to(like.dtype)
+        return source.scale.new_empty(0) if gradient is None or like is None else gradient.to(like.dtype)
 
     return (
         cast(total.x if wanted.x else None, inputs[0]),
         cast(total.y, inputs[1]),
         cast(total.scores, inputs[2]),
-        empty if total.scale is None else total.scale,
+        cast(total.scale, source.scale),
     )
 
 
@@ -307,9 +319,11 @@ def refuse_second_derivative(op: str) -> Any:
     return backward
 
 
-LIBRARY.impl("info_nce_forward", _forward, "CompositeExplicitAutograd")
-LIBRARY.impl("info_nce_backward", _backward, "CompositeExplicitAutograd")
+LIBRARY.impl("info_nce_forward", without_autocast(_forward), "CompositeExplicitAutograd")
+LIBRARY.impl("info_nce_backward", without_autocast(_backward), "CompositeExplicitAutograd")
 torch.library.register_fake("jrl::info_nce_forward", _forward_fake, lib=LIBRARY)
 torch.library.register_fake("jrl::info_nce_backward", _backward_fake, lib=LIBRARY)
-torch.library.register_autograd("jrl::info_nce_forward", _differentiate, setup_context=_setup_context, lib=LIBRARY)
+torch.library.register_autograd(
+    "jrl::info_nce_forward", _differentiate, setup_context=_setup_context, lib=LIBRARY
+)
 torch.library.register_autograd("jrl::info_nce_backward", refuse_second_derivative("info_nce"), lib=LIBRARY)

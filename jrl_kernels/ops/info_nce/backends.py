@@ -6,10 +6,11 @@ import torch
 
 from ... import _dispatch
 
-BACKENDS: dict[str, _dispatch.Backend] = {
-    "reference": _dispatch.reference(f"{__package__}.reference"),
-    "cpu": _dispatch.cpu(f"{__package__}.cpu", "info_nce_statistics_f32_cpu"),
-    "triton": _dispatch.triton(f"{__package__}.triton_kernel"),
-}
+BACKENDS = _dispatch.table(
+    "info_nce",
+    _dispatch.reference(f"{__package__}.reference"),
+    _dispatch.cpu(f"{__package__}.cpu", "info_nce_statistics_f32_cpu"),
+    _dispatch.triton(f"{__package__}.triton_kernel"),
+)
 
 LIBRARY = torch.library.Library("jrl", "FRAGMENT")

@@ -26,7 +26,12 @@ SHAPES = {
 
 BENCHMARK_SHAPES = {
     "cpu": [Shape(2048, 2048, 512), Shape(8192, 8192, 512)],
-    "cuda": [Shape(8192, 8192, 512), Shape(32768, 32768, 768), Shape(65536, 65536, 768), Shape(65536, 65536, 1024)],
+    "cuda": [
+        Shape(8192, 8192, 512),
+        Shape(32768, 32768, 768),
+        Shape(65536, 65536, 768),
+        Shape(65536, 65536, 1024),
+    ],
 }
 
 POSITIVES = ("diagonal", "index", "ids", "sparse")
@@ -61,7 +66,9 @@ def make_inputs(
     arguments: dict[str, Any] = {
         "x": unit(rows).requires_grad_(),
         "y": unit(columns).requires_grad_(),
-        "scale": torch.tensor(scale, dtype=torch.float64 if dtype == torch.float64 else torch.float32, device=device),
+        "scale": torch.tensor(
+            scale, dtype=torch.float64 if dtype == torch.float64 else torch.float32, device=device
+        ),
     }
     arguments["scale"].requires_grad_()
     kinds = max(2, min(rows, columns) // 2)
@@ -80,7 +87,9 @@ def make_inputs(
             arguments["exclude"] += (ids(negatives, kinds),)
     if weights:
         arguments["weights"] = tuple(
-            torch.rand(count, generator=generator, dtype=torch.float64).to(device, torch.float32 if dtype != torch.float64 else dtype)
+            torch.rand(count, generator=generator, dtype=torch.float64).to(
+                device, torch.float32 if dtype != torch.float64 else dtype
+            )
             for count in (rows, columns)
         )
     return arguments

@@ -47,7 +47,8 @@ class _Tiles:
             torch.mul(self.source.scores[r0:r1, c0:c1], self.scale, out=tile)
         else:
             assert self.source.x is not None and self.source.y is not None
-            torch.addmm(tile, self.source.x[r0:r1], self.source.y[c0:c1].T, beta=0, alpha=self.scale, out=tile)
+            torch.mm(self.source.x[r0:r1], self.source.y[c0:c1].T, out=tile)
+            tile *= self.scale  # not as addmm's alpha: a BLAS may ignore one that is NaN
         if self.source.bias is not None:
             tile += self.bias
         return tile
@@ -61,7 +62,9 @@ class _Tiles:
             exclude = _pointer(options.exclude_x, r0), _pointer(options.exclude_y, c0)
             self.launch("mask", tile, *exclude, _pointer(x_ids, r0), _pointer(y_ids, c0))
 
-    def exchange(self, how: str, tile: Tensor, r0: int, c0: int, positives: Positives, values: Tensor | None) -> None:
+    def exchange(
+        self, how: str, tile: Tensor, r0: int, c0: int, positives: Positives, values: Tensor | None
+    ) -> None:
         """`how` "gather" reads the listed pairs of this tile into `values`, "scatter" writes them."""
         if values is not None and positives.rows is not None:
             pairs = _pointer(positives.rows), _pointer(positives.columns), positives.rows.numel()
@@ -76,7 +79,8 @@ class _Running:
             return torch.full((length,), value, dtype=source.dtype)
 
         self.max, self.sum = full(-torch.inf), full(0.0)
-        self.weighted, self.candidates = (full(0.0), full(0.0)) if options.details else (None, None)
+        self.weighted = full(0.0) if options.details else None
+        self.candidates = full(0.0) if options.details else None
         self.argmax = torch.full((length,), -1) if options.details else None
         by_id = options.positives.x_ids is not None
         self.positive_max = full(-torch.inf) if by_id else None
@@ -84,9 +88,9 @@ class _Running:
         self.log_of_sum = options.multi_positive == "sum"
 
     def pointers(self, offset: int) -> tuple[int, ...]:
-        sums = (self.max, self.sum)
+        sums: tuple[Tensor | None, ...] = (self.max, self.sum)
         if self.argmax is not None:
-            sums = (*sums, self.weighted, self.argmax, self.candidates)  # type: ignore[assignment]
+            sums = (*sums, self.weighted, self.argmax, self.candidates)
         return tuple(_pointer(t, offset) for t in sums)
 
     def finish(self) -> Axis:
@@ -99,6 +103,12 @@ class _Running:
             return Axis(total, positive)
         expectation = torch.where(self.sum == 0, 0.0, self.weighted / self.sum)
         return Axis(total, positive, self.max, self.argmax, expectation, self.candidates)
+
+
+def _positive_pointers(side: _Running | None, offset: int) -> tuple[int, int]:
+    if side is None:
+        return 0, 0
+    return _pointer(side.positive_max, offset), _pointer(side.positive_sum, offset)
 
 
 def statistics(source: Source, options: Options) -> Statistics:
@@ -114,11 +124,7 @@ def statistics(source: Source, options: Options) -> Statistics:
         tiles.mask(tile, r0, c0, options)
         if positives.x_ids is not None:
             ids = _pointer(positives.x_ids, r0), _pointer(positives.y_ids, c0)
-            sums = [
-                _pointer(t, at) if side is not None else 0
-                for side, at in ((rows, r0), (columns, c0))
-                for t in ((side.positive_max, side.positive_sum) if side is not None else (None, None))
-            ]
+            sums = (*_positive_pointers(rows, r0), *_positive_pointers(columns, c0))
             tiles.launch("positives", tile, *ids, *sums, int(options.multi_positive == "sum"))
         row_sums = absent if rows is None else rows.pointers(r0)
         column_sums = absent if columns is None else columns.pointers(c0)
@@ -131,7 +137,9 @@ def statistics(source: Source, options: Options) -> Statistics:
     )
 
 
-def softmax_gradient(source: Source, options: Options, upstream: Upstream) -> tuple[GradientTile, tuple[int, int]]:
+def softmax_gradient(
+    source: Source, options: Options, upstream: Upstream
+) -> tuple[GradientTile, tuple[int, int]]:
     """dL/ds of a softmax loss, tile by tile."""
     tiles = _Tiles(source)
     positives = options.positives

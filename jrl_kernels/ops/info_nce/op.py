@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ... import _checks, _dispatch
 from . import autograd, reference  # noqa: F401  (autograd registers torch.ops.jrl.info_nce_*)
-from .backends import BACKENDS
+from .backends import BACKENDS as BACKENDS
 from .positives import Positives, parse
 from .reference import RowLosses
 
@@ -109,7 +109,18 @@ def info_nce(
     offset = None if bias is None else _checks.scalar(op, "bias", bias, "x", x)
     shape = x.shape[0], y.shape[0]
     return _loss(
-        op, operands, offset, shape, positives, exclude, direction, multi_positive, weights, reduction, return_stats, backend
+        op,
+        operands,
+        offset,
+        shape,
+        positives,
+        exclude,
+        direction,
+        multi_positive,
+        weights,
+        reduction,
+        return_stats,
+        backend,
     )
 
 
@@ -143,7 +154,18 @@ def info_nce_from_scores(
     offset = None if bias is None else _checks.scalar(op, "bias", bias, "scores", scores)
     shape = scores.shape[0], scores.shape[1]
     return _loss(
-        op, operands, offset, shape, positives, exclude, direction, multi_positive, weights, reduction, return_stats, backend
+        op,
+        operands,
+        offset,
+        shape,
+        positives,
+        exclude,
+        direction,
+        multi_positive,
+        weights,
+        reduction,
+        return_stats,
+        backend,
     )
 
 
@@ -161,7 +183,7 @@ def _loss(
     return_stats: bool,
     backend: str,
 ) -> Any:
-    x, y, scores, scale, negatives = operands
+    x, _, scores, _, negatives = operands
     first = x if scores is None else scores
     assert first is not None
     _checks.choice(op, "direction", direction, DIRECTIONS)
@@ -170,7 +192,7 @@ def _loss(
     which = parse(op, positives, *shape, first)
     excluded = _exclusions(op, exclude, shape, negatives, first)
     weight_x, weight_y = _weights(op, weights, which, shape, direction, first)
-    name = _dispatch.select(op, backend, BACKENDS, first)
+    name = _dispatch.select(op, backend, "info_nce", first)
     if name == "reference":
         rows, columns = _reference(operands, bias, which, excluded, direction, multi_positive)
     else:
@@ -201,7 +223,9 @@ def _exclusions(
             )
         exclude = (exclude, exclude)
     if not isinstance(exclude, (tuple, list)) or len(exclude) not in (2, 3):
-        raise TypeError(f"{op}: exclude must be int64 ids or a pair (x_ids, y_ids), got {_checks.describe(exclude)}")
+        raise TypeError(
+            f"{op}: exclude must be int64 ids or a pair (x_ids, y_ids), got {_checks.describe(exclude)}"
+        )
     lengths = [*shape]
     if len(exclude) == 3:
         if negatives is None:
@@ -230,9 +254,13 @@ def _weights(
     if direction == "x_to_y":
         return weight, None
     if positives.rows is None or positives.columns is None:
-        raise ValueError(f"{op}: weights for positives given as ids must be a pair ([M], [N]), got one vector")
+        raise ValueError(
+            f"{op}: weights for positives given as ids must be a pair ([M], [N]), got one vector"
+        )
     total = weight.new_zeros(shape[1]).index_add(0, positives.columns, weight[positives.rows])
-    count = weight.new_zeros(shape[1]).index_add(0, positives.columns, torch.ones_like(weight)[positives.rows])
+    count = weight.new_zeros(shape[1]).index_add(
+        0, positives.columns, torch.ones_like(weight)[positives.rows]
+    )
     return weight, total / count.clamp(min=1)
 
 
@@ -263,8 +291,16 @@ def _fused(
     loss_x, loss_y, state_x, state_y, _ = torch.ops.jrl.info_nce_forward(
         *operands, *positives, *padded, direction, multi_positive, details, backend
     )
-    rows = None if direction == "y_to_x" else RowLosses(loss_x, state_x[2] > 0, state_x[3], state_x[4], state_x[5])
-    columns = None if direction == "x_to_y" else RowLosses(loss_y, state_y[2] > 0, state_y[3], state_y[4], state_y[5])
+    rows = (
+        None
+        if direction == "y_to_x"
+        else RowLosses(loss_x, state_x[2] > 0, state_x[3], state_x[4], state_x[5])
+    )
+    columns = (
+        None
+        if direction == "x_to_y"
+        else RowLosses(loss_y, state_y[2] > 0, state_y[3], state_y[4], state_y[5])
+    )
     return rows, columns
 
 
@@ -287,7 +323,11 @@ def _statistics(rows: RowLosses | None, columns: RowLosses | None) -> InfoNCESta
             return None, None, None
         count = side.valid.sum().clamp(min=1)
         ceiling = torch.where(side.valid, side.candidates.clamp(min=1).log(), 0.0)
-        return side.correct.sum() / count, side.entropy.sum() / count, (ceiling - side.loss.detach()).sum() / count
+        return (
+            side.correct.sum() / count,
+            side.entropy.sum() / count,
+            (ceiling - side.loss.detach()).sum() / count,
+        )
 
     accuracy_x, entropy_x, bound_x = means(rows)
     accuracy_y, entropy_y, bound_y = means(columns)

@@ -30,7 +30,9 @@ def parse(op: str, positives: Any, rows: int, columns: int, like: Tensor) -> Pos
         return Positives(rows=diagonal, columns=diagonal)
     if isinstance(positives, (tuple, list)):
         if len(positives) != 2:
-            raise ValueError(f"{op}: positives as ids must be a pair (x_ids, y_ids), got {len(positives)} items")
+            raise ValueError(
+                f"{op}: positives as ids must be a pair (x_ids, y_ids), got {len(positives)} items"
+            )
         return Positives(
             x_ids=_checks.ids(op, "positives[0]", positives[0], rows, "x", like),
             y_ids=_checks.ids(op, "positives[1]", positives[1], columns, "x", like),
@@ -43,7 +45,9 @@ def parse(op: str, positives: Any, rows: int, columns: int, like: Tensor) -> Pos
     if positives.layout == torch.sparse_csr:
         return _parse_csr(op, positives, rows, columns, like)
     if positives.layout != torch.strided:
-        raise TypeError(f"{op}: a sparse positives must be CSR (use .to_sparse_csr()), got {positives.layout}")
+        raise TypeError(
+            f"{op}: a sparse positives must be CSR (use .to_sparse_csr()), got {positives.layout}"
+        )
     if positives.dim() == 2:
         raise ValueError(
             f"{op}: positives as a dense matrix is not taken, since it costs M x N; pass "
@@ -64,7 +68,8 @@ def _parse_csr(op: str, positives: Tensor, rows: int, columns: int, like: Tensor
         raise ValueError(f"{op}: positives must have shape [{rows}, {columns}], got {list(positives.shape)}")
     _checks.same_device(op, "positives", positives, "x", like)
     _checks.condition(
-        positives.values().all(), f"{op}: every stored entry of a sparse positives must be True, got a stored False"
+        positives.values().all(),
+        f"{op}: every stored entry of a sparse positives must be True, got a stored False",
     )
     offsets = positives.crow_indices().to(torch.int64)
     column = positives.col_indices().to(torch.int64)
@@ -80,7 +85,7 @@ def _parse_csr(op: str, positives: Tensor, rows: int, columns: int, like: Tensor
 class Groups(NamedTuple):
     """A list of pairs grouped by one side: `order` sorts the list by it, `offsets` [length + 1] bounds each group."""
 
-    index: Tensor  # int64 [pairs], the side each pair belongs to
+    key: Tensor  # int64 [pairs], the side each pair belongs to
     order: Tensor | None  # int64 [pairs], None where the list is in order already
     offsets: Tensor  # int64 [length + 1]
 
@@ -97,7 +102,7 @@ class Groups(NamedTuple):
         """log of the sum of exp(values) in each group; an empty group gives -inf."""
         top = self.reduce(values, "max")
         finite = torch.where(top.isinf(), 0.0, top)
-        return finite + self.reduce((values - finite[self.index]).exp(), "sum").log()
+        return finite + self.reduce((values - finite[self.key]).exp(), "sum").log()
 
 
 def group(index: Tensor, length: int, in_order: bool) -> Groups:

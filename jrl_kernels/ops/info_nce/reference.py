@@ -23,13 +23,16 @@ class RowLosses(NamedTuple):
     candidates: Tensor  # how many keys the softmax ranges over
 
 
-def logits(x: Tensor | None, y: Tensor | None, scores: Tensor | None, scale: Tensor, bias: Tensor | None) -> Tensor:
+def logits(
+    x: Tensor | None, y: Tensor | None, scores: Tensor | None, scale: Tensor, bias: Tensor | None
+) -> Tensor:
     """s = scale * x @ y.T + bias (or scale * scores + bias), in float32 or float64."""
-    if scores is None:
-        assert x is not None and y is not None
-        dots = x.to(accumulation(x.dtype)) @ y.to(accumulation(y.dtype)).T
-    else:
+    if scores is not None:
         dots = scores.to(accumulation(scores.dtype))
+    else:
+        assert x is not None and y is not None
+        with torch.autocast(x.device.type, enabled=False):
+            dots = x.to(accumulation(x.dtype)) @ y.to(accumulation(y.dtype)).T
     return dots * scale if bias is None else dots * scale + bias
 
 
@@ -39,7 +42,9 @@ def positive_mask(positives: Positives, rows: int, columns: int) -> Tensor:
         return positives.x_ids[:, None] == positives.y_ids[None, :]
     assert positives.rows is not None and positives.columns is not None
     mask = torch.zeros(rows, columns, dtype=torch.bool, device=positives.rows.device)
-    return mask.index_put((positives.rows, positives.columns), torch.ones((), dtype=torch.bool, device=mask.device))
+    return mask.index_put(
+        (positives.rows, positives.columns), torch.ones((), dtype=torch.bool, device=mask.device)
+    )
 
 
 def row_losses(logits: Tensor, positive: Tensor, excluded: Tensor | None, multi_positive: str) -> RowLosses:
@@ -49,8 +54,10 @@ def row_losses(logits: Tensor, positive: Tensor, excluded: Tensor | None, multi_
         return RowLosses(nothing, torch.zeros_like(nothing, dtype=torch.bool), *(nothing.detach(),) * 3)
     if excluded is not None:
         logits = logits.masked_fill(excluded & ~positive, -math.inf)
-    candidates = torch.full_like(logits[:, 0], logits.shape[1]) if excluded is None else (
-        (~excluded | positive).sum(1).to(logits.dtype)
+    candidates = (
+        torch.full_like(logits[:, 0], logits.shape[1])
+        if excluded is None
+        else ((~excluded | positive).sum(1).to(logits.dtype))
     )
     count = positive.sum(1)
     valid = count > 0

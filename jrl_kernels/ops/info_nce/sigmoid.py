@@ -15,9 +15,7 @@ from .backends import BACKENDS, LIBRARY
 from .positives import Positives, parse
 from .sweep import Source, Wanted, gradients
 
-_INPUTS = (
-    "Tensor x, Tensor y, Tensor scale, Tensor bias, Tensor? x_ids, Tensor? y_ids, Tensor? pair_rows, Tensor? pair_columns"
-)
+_INPUTS = "Tensor x, Tensor y, Tensor scale, Tensor bias, Tensor? x_ids, Tensor? y_ids, Tensor? pair_rows, Tensor? pair_columns"
 LIBRARY.define(f"sigmoid_contrastive_forward({_INPUTS}, str backend) -> (Tensor loss, Tensor pair_logits)")
 LIBRARY.define(
     f"sigmoid_contrastive_backward(Tensor grad, {_INPUTS}, Tensor pair_logits, bool[] wanted, str backend) "
@@ -71,7 +69,7 @@ def sigmoid_contrastive(
         x, y = F.normalize(x, dim=1), F.normalize(y, dim=1)
     factor, offset = _checks.scalar(op, "scale", scale, "x", x), _checks.scalar(op, "bias", bias, "x", x)
     which = parse(op, positives, x.shape[0], y.shape[0], x)
-    name = _dispatch.select(op, backend, BACKENDS, x)
+    name = _dispatch.select(op, backend, "info_nce", x)
     if name == "reference":
         losses = reference.sigmoid_contrastive(reference.logits(x, y, None, factor, offset), which)
     else:
@@ -79,9 +77,7 @@ def sigmoid_contrastive(
     return losses.sum() / max(x.shape[0], 1)
 
 
-def _problem(
-    x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, *rest: Any
-) -> tuple[Any, Source, Positives]:
+def _problem(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, *rest: Any) -> tuple[Any, Source, Positives]:
     *lists, backend = rest
     implementation: Any = BACKENDS[backend].load()
     source = Source(implementation.prepare(x), implementation.prepare(y), None, scale, bias)
@@ -104,17 +100,16 @@ def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Te
     listed = None if positives.rows is None else pair_logits
     tile, block = implementation.sigmoid_gradient(source, positives, grad.contiguous(), listed)
     found = gradients(source, tile, block, Wanted(flags[0], flags[1], False, flags[2]), bias=flags[3])
-    empty = source.scale.new_empty(0)
 
     def cast(gradient: Tensor | None, dtype: torch.dtype, flag: bool) -> Tensor:
-        return empty if gradient is None or not flag else gradient.to(dtype)
+        return source.scale.new_empty(0) if gradient is None or not flag else gradient.to(dtype)
 
     dtype = inputs[0].dtype
     return (
         cast(found.x, dtype, flags[0]),
         cast(found.y, dtype, flags[1]),
-        cast(found.scale, empty.dtype, flags[2]),
-        cast(found.bias, empty.dtype, flags[3]),
+        cast(found.scale, source.dtype, flags[2]),
+        cast(found.bias, source.dtype, flags[3]),
     )
 
 
@@ -144,8 +139,8 @@ def _differentiate(ctx: Any, grad: Tensor, unused: Any) -> tuple[Tensor | None, 
     return (*first, *(None,) * 5)
 
 
-LIBRARY.impl("sigmoid_contrastive_forward", _forward, "CompositeExplicitAutograd")
-LIBRARY.impl("sigmoid_contrastive_backward", _backward, "CompositeExplicitAutograd")
+LIBRARY.impl("sigmoid_contrastive_forward", _checks.without_autocast(_forward), "CompositeExplicitAutograd")
+LIBRARY.impl("sigmoid_contrastive_backward", _checks.without_autocast(_backward), "CompositeExplicitAutograd")
 torch.library.register_fake("jrl::sigmoid_contrastive_forward", _forward_fake, lib=LIBRARY)
 torch.library.register_fake("jrl::sigmoid_contrastive_backward", _backward_fake, lib=LIBRARY)
 torch.library.register_autograd(

@@ -59,7 +59,9 @@ class Options(NamedTuple):
     """What to accumulate, and which pairs count."""
 
     positives: Positives
-    exclude_x: Tensor | None  # int64 [M]; a pair with equal ids leaves the softmax unless it is a positive by id
+    exclude_x: (
+        Tensor | None
+    )  # int64 [M]; a pair with equal ids leaves the softmax unless it is a positive by id
     exclude_y: Tensor | None  # int64 [N]
     rows: bool
     columns: bool
@@ -119,7 +121,9 @@ def merge(a: Axis, b: Axis, shift: int = 0) -> Axis:
     assert a.expectation is not None and b.expectation is not None
     assert a.candidates is not None and b.candidates is not None
     other = torch.where(b.argmax < 0, b.argmax, b.argmax + shift)
-    better = (b.maximum > a.maximum) | ((b.maximum == a.maximum) & (other >= 0) & ((other < a.argmax) | (a.argmax < 0)))
+    better = (b.maximum > a.maximum) | (
+        (b.maximum == a.maximum) & (other >= 0) & ((other < a.argmax) | (a.argmax < 0))
+    )
     nothing = total == -torch.inf
     share_a = torch.where(nothing, 0.0, (a.log_sum_exp - total).exp())
     share_b = torch.where(nothing, 0.0, (b.log_sum_exp - total).exp())
@@ -142,8 +146,8 @@ def of_pairs(groups: Groups, others: Tensor, logits: Tensor, keep: Tensor, detai
     top = groups.reduce(kept, "max")
     far = torch.iinfo(torch.int32).max
     # float64 holds every index exactly, and segment_reduce takes floats only.
-    place = groups.reduce(torch.where(keep & (kept == top[groups.index]), others, far).double(), "min")
-    probability = torch.where(keep, (kept - total[groups.index]).exp(), 0.0)
+    place = groups.reduce(torch.where(keep & (kept == top[groups.key]), others, far).double(), "min")
+    probability = torch.where(keep, (kept - total[groups.key]).exp(), 0.0)
     return Axis(
         total,
         None,
@@ -181,21 +185,23 @@ class Gradients(NamedTuple):
     bias: Tensor | None = None
 
 
-def gradients(source: Source, tile: GradientTile, block: tuple[int, int], wanted: Wanted, bias: bool) -> Gradients:
+def gradients(
+    source: Source, tile: GradientTile, block: tuple[int, int], wanted: Wanted, bias: bool
+) -> Gradients:
     """Everything that follows from G = dL/ds, in one sweep over its tiles.
 
     dx = scale G y, dy = scale G.T x, dscale = sum G * (x y.T) = sum x * (G y), dbias = sum G; tiles in a fixed order, so the
     same bits every run.
     """
     rows, columns = source.shape
-    options = {"dtype": source.dtype, "device": source.device}
+    like = source.scale  # in the accumulation dtype
     from_scores = source.scores is not None
     need_x = not from_scores and (wanted.x or wanted.scale)
-    dx = torch.zeros(source.first.shape, **options) if need_x else None
-    dy = torch.zeros(columns, source.first.shape[1], **options) if wanted.y and not from_scores else None
+    dx = like.new_zeros(source.first.shape) if need_x else None
+    dy = like.new_zeros(columns, source.first.shape[1]) if wanted.y and not from_scores else None
     dscores = torch.empty_like(source.first) if wanted.scores and from_scores else None
-    dscale = torch.zeros((), **options)
-    dbias = torch.zeros((), **options)
+    dscale = like.new_zeros(())
+    dbias = like.new_zeros(())
     for r0 in range(0, rows, block[0]):
         r1 = min(r0 + block[0], rows)
         for c0 in range(0, columns, block[1]):
@@ -214,6 +220,10 @@ def gradients(source: Source, tile: GradientTile, block: tuple[int, int], wanted
                 accumulate(dx[r0:r1], g, source.y[c0:c1])
             if dy is not None:
                 accumulate(dy[c0:c1], g.T, source.x[r0:r1])
+    unit = getattr(tile, "unit", None)
+    for total in (dx, dy, dscores, dbias):
+        if unit is not None and total is not None:
+            total *= unit
     if dx is not None and source.x is not None:
         if wanted.scale:
             dscale = (dx * source.x.to(source.dtype)).sum()

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("default", deadline=None, max_examples=25, derandomize=True, print_blob=True)
+settings.load_profile("default")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers already occupy the cores; threads of each would only contend.
+    torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--forbid-skips", action="store_true", help="fail when a test marked gpu skips, or when none runs"
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With --forbid-skips, files without a gpu test are left out: a GPU machine need not have what they import."""
+    is_test = collection_path.suffix == ".py" and collection_path.name.startswith("test_")
+    if is_test and config.getoption("--forbid-skips") and "mark.gpu" not in collection_path.read_text():
+        return True
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device, and PyTorch sees none")
+    for item in items:
+        if item.get_closest_marker("gpu") is not None:
+            item.add_marker(skip)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    config = session.config
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    if not config.getoption("--forbid-skips") or hasattr(config, "workerinput") or reporter is None:
+        return
+    skipped = len(reporter.stats.get("skipped", []))
+    ran = sum(len(reporter.stats.get(outcome, [])) for outcome in ("passed", "failed", "error"))
+    if skipped or not ran:
+        reporter.write_line("")
+        reporter.write_line(f"--forbid-skips: {skipped} skipped, {ran} ran", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture
+def nan_filled_allocations() -> Iterator[None]:
+    """Memory that torch hands out uninitialised holds NaN (integers: the largest value), so an unwritten output shows."""
+    memory: Any = torch.utils.deterministic
+    fill = memory.fill_uninitialized_memory
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    # torch fills memory only while it is asked for deterministic algorithms; warn_only lets the others run all the same.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    memory.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+    memory.fill_uninitialized_memory = fill
