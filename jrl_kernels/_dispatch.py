@@ -105,7 +105,6 @@ def _refusal(backend: Backend, device: str, dtype: torch.dtype) -> str | None:
     return None if missing is None else f"{missing[0]} ({missing[1]})"
 
 
-@torch.compiler.assume_constant_result
 def _select(op: str, requested: str, table: str, device: str, dtype: torch.dtype) -> str:
     # Only strings and a dtype: torch.compile evaluates this call while it traces.
     backends = _TABLES[table]
@@ -132,6 +131,10 @@ def _select(op: str, requested: str, table: str, device: str, dtype: torch.dtype
     raise NotImplementedError(
         f"{op}: no backend for a {dtype} tensor on {device}.\n  " + "\n  ".join(refusals)
     )
+
+
+# What torch.compiler.assume_constant_result does, without importing the compiler (seconds) to do it.
+_select._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def select(op: str, requested: str, table: str, tensor: torch.Tensor) -> str:

@@ -1,5 +1,5 @@
-// One pass over a tile of logits that a BLAS has filled: streaming log-sum-exp of its rows and columns, the sums of its
-// positives, or dL/ds in place. Tiles are row-major and contiguous; ids and offsets are 64-bit.
+// One pass over a tile of logits that a BLAS has filled: streaming log-sum-exp of its rows and columns, or dL/ds in
+// place. Tiles are row-major and contiguous; ids and offsets are 64-bit.
 //
 // Threads own contiguous rows, each with its own column sums, joined in thread order: the same bits every run.
 
@@ -13,25 +13,14 @@
 
 namespace {
 
+using jrl::finite_or_zero;
 using jrl::infinity;
+using jrl::join;
 
 constexpr int64_t kBlock = 32;  // rows visited together: 32 x 1024 floats stay in L2
 
 // Two references further apart than this share no exp: e^-60 is far below what a float sum can hold.
 constexpr float kSpan = 60;
-
-template <typename T>
-JRL_INLINE T finite_or_zero(T x) {
-  return x == -infinity<T> ? T(0) : x;
-}
-
-// Joins the sum l of exp(s - m) to a running (max, sum).
-template <typename T>
-JRL_INLINE void join(T* max, T* sum, T m, T l) {
-  const T top = finite_or_zero(m > *max ? m : *max);
-  *sum = *sum * jrl::exp(*max - top) + l * jrl::exp(m - top);
-  *max = m > *max ? m : *max;
-}
 
 template <typename T>
 JRL_INLINE T block_max(const T* s, int64_t count) {
@@ -245,32 +234,6 @@ JRL_CLONES void gradient_of(double* s, int64_t m, int64_t n, const double* gx, c
 }
 
 template <typename T>
-JRL_INLINE T softplus_row(const T* s, int64_t columns) {
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < columns; ++j) {
-    const T magnitude = s[j] < 0 ? -s[j] : s[j];
-    sum += (s[j] < 0 ? T(0) : s[j]) + jrl::log1p_unit(jrl::exp(-magnitude));
-  }
-  return sum;
-}
-
-JRL_CLONES float softplus_of(const float* s, int64_t n) { return softplus_row(s, n); }
-JRL_CLONES double softplus_of(const double* s, int64_t n) { return softplus_row(s, n); }
-
-template <typename T>
-JRL_INLINE void sigmoid_row(T* s, int64_t columns, T grad) {
-#pragma omp simd
-  for (int64_t j = 0; j < columns; ++j) {
-    const T magnitude = s[j] < 0 ? -s[j] : s[j], e = jrl::exp(-magnitude);
-    s[j] = grad * (s[j] < 0 ? e : T(1)) / (T(1) + e);
-  }
-}
-
-JRL_CLONES void sigmoid_of(float* s, int64_t n, float grad) { sigmoid_row(s, n, grad); }
-JRL_CLONES void sigmoid_of(double* s, int64_t n, double grad) { sigmoid_row(s, n, grad); }
-
-template <typename T>
 int statistics(const T* s, int64_t rows, int64_t columns, T* row_max, T* row_sum, T* column_max, T* column_sum) {
   const int threads = jrl::threads_available();
   std::vector<T> partial(column_max ? 4 * threads * columns : 0);
@@ -298,7 +261,11 @@ int statistics(const T* s, int64_t rows, int64_t columns, T* row_max, T* row_sum
 }
 
 template <typename T>
-int details(const T* s, int64_t rows, int64_t columns, int64_t r0, int64_t c0, Detailed<T> row, Detailed<T> column) {
+int details(const T* s, int64_t rows, int64_t columns, int64_t r0, int64_t c0, T* row_max, T* row_sum, T* row_weighted,
+            int64_t* row_argmax, T* row_candidates, T* column_max, T* column_sum, T* column_weighted,
+            int64_t* column_argmax, T* column_candidates) {
+  const Detailed<T> row{row_max, row_sum, row_weighted, row_argmax, row_candidates};
+  const Detailed<T> column{column_max, column_sum, column_weighted, column_argmax, column_candidates};
   if (row.max) {
 #pragma omp parallel for
     for (int64_t i = 0; i < rows; ++i) detail_row(s + i * columns, columns, row, i, c0);
@@ -308,48 +275,6 @@ int details(const T* s, int64_t rows, int64_t columns, int64_t r0, int64_t c0, D
     {
       const jrl::Range mine = jrl::share(columns);
       for (int64_t i = 0; i < rows; ++i) detail_columns(s + i * columns, mine.begin, mine.end, column, r0 + i);
-    }
-  }
-  return 0;
-}
-
-// Pairs with equal exclude ids become -inf unless their positive ids are equal too.
-template <typename T>
-int mask(T* s, int64_t rows, int64_t columns, const int64_t* exclude_x, const int64_t* exclude_y, const int64_t* x_ids,
-         const int64_t* y_ids) {
-#pragma omp parallel for
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < columns; ++j)
-      if (exclude_x[i] == exclude_y[j] && !(x_ids && x_ids[i] == y_ids[j])) s[i * columns + j] = -infinity<T>;
-  return 0;
-}
-
-template <typename T>
-JRL_INLINE void add_positive(T* max, T* sum, int64_t at, T s, int log_sum_exp) {
-  if (log_sum_exp) {
-    join(max + at, sum + at, s, T(1));
-  } else {
-    sum[at] += s;
-  }
-}
-
-// Sums, or streaming log-sum-exps, of the logits whose ids are equal.
-template <typename T>
-int positives(const T* s, int64_t rows, int64_t columns, const int64_t* x_ids, const int64_t* y_ids, T* row_max,
-              T* row_sum, T* column_max, T* column_sum, int log_sum_exp) {
-#pragma omp parallel
-  {
-    if (row_sum) {
-      const jrl::Range mine = jrl::share(rows);
-      for (int64_t i = mine.begin; i < mine.end; ++i)
-        for (int64_t j = 0; j < columns; ++j)
-          if (x_ids[i] == y_ids[j]) add_positive(row_max, row_sum, i, s[i * columns + j], log_sum_exp);
-    }
-    if (column_sum) {
-      const jrl::Range mine = jrl::share(columns);
-      for (int64_t i = 0; i < rows; ++i)
-        for (int64_t j = mine.begin; j < mine.end; ++j)
-          if (x_ids[i] == y_ids[j]) add_positive(column_max, column_sum, j, s[i * columns + j], log_sum_exp);
     }
   }
   return 0;
@@ -383,105 +308,8 @@ int gradient(T* s, int64_t rows, int64_t columns, const T* grad_x, const T* lse_
   return 0;
 }
 
-// sums[i] += sum_j softplus(s_ij), less s_ij where the ids are equal.
-template <typename T>
-int softplus_sums(const T* s, int64_t rows, int64_t columns, const int64_t* x_ids, const int64_t* y_ids, T* sums) {
-#pragma omp parallel for
-  for (int64_t i = 0; i < rows; ++i) {
-    sums[i] += softplus_of(s + i * columns, columns);
-    for (int64_t j = 0; x_ids && j < columns; ++j)
-      if (x_ids[i] == y_ids[j]) sums[i] -= s[i * columns + j];
-  }
-  return 0;
-}
-
-// s becomes grad_i (sigmoid(s) - 1[ids equal]).
-template <typename T>
-int sigmoid(T* s, int64_t rows, int64_t columns, const T* grad, const int64_t* x_ids, const int64_t* y_ids) {
-#pragma omp parallel for
-  for (int64_t i = 0; i < rows; ++i) {
-    T* line = s + i * columns;
-    // sigmoid(s) - 1 = -sigmoid(-s): flipping the sign first keeps its small values exact.
-    for (int64_t j = 0; x_ids && j < columns; ++j)
-      if (x_ids[i] == y_ids[j]) line[j] = -line[j];
-    sigmoid_of(line, columns, grad[i]);
-    for (int64_t j = 0; x_ids && j < columns; ++j)
-      if (x_ids[i] == y_ids[j]) line[j] = -line[j];
-  }
-  return 0;
-}
-
-// Pairs sorted by row: those inside the tile at (r0, c0) are read into, or written from, `values`.
-template <typename T, bool kRead>
-int exchange(T* s, int64_t rows, int64_t columns, int64_t r0, int64_t c0, const int64_t* pair_rows,
-             const int64_t* pair_columns, int64_t pairs, T* values) {
-  const int64_t begin = std::lower_bound(pair_rows, pair_rows + pairs, r0) - pair_rows;
-  for (int64_t p = begin; p < pairs && pair_rows[p] < r0 + rows; ++p) {
-    const int64_t j = pair_columns[p] - c0;
-    if (j < 0 || j >= columns) continue;
-    T* place = s + (pair_rows[p] - r0) * columns + j;
-    if (kRead) {
-      values[p] = *place;
-    } else {
-      *place = values[p];
-    }
-  }
-  return 0;
-}
-
 }  // namespace
 
-#define JRL_INFO_NCE(T, SUFFIX)                                                                                        \
-  int info_nce_statistics_##SUFFIX(const T* s, int64_t rows, int64_t columns, T* row_max, T* row_sum, T* column_max,   \
-                                   T* column_sum) {                                                                    \
-    return statistics<T>(s, rows, columns, row_max, row_sum, column_max, column_sum);                                  \
-  }                                                                                                                    \
-  int info_nce_details_##SUFFIX(const T* s, int64_t rows, int64_t columns, int64_t r0, int64_t c0, T* row_max,         \
-                                T* row_sum, T* row_weighted, int64_t* row_argmax, T* row_candidates, T* column_max,    \
-                                T* column_sum, T* column_weighted, int64_t* column_argmax, T* column_candidates) {     \
-    return details<T>(s, rows, columns, r0, c0, {row_max, row_sum, row_weighted, row_argmax, row_candidates},          \
-                      {column_max, column_sum, column_weighted, column_argmax, column_candidates});                    \
-  }                                                                                                                    \
-  int info_nce_mask_##SUFFIX(T* s, int64_t rows, int64_t columns, const int64_t* exclude_x, const int64_t* exclude_y,  \
-                             const int64_t* x_ids, const int64_t* y_ids) {                                             \
-    return mask<T>(s, rows, columns, exclude_x, exclude_y, x_ids, y_ids);                                              \
-  }                                                                                                                    \
-  int info_nce_positives_##SUFFIX(const T* s, int64_t rows, int64_t columns, const int64_t* x_ids,                     \
-                                  const int64_t* y_ids, T* row_max, T* row_sum, T* column_max, T* column_sum,          \
-                                  int log_sum_exp) {                                                                   \
-    return positives<T>(s, rows, columns, x_ids, y_ids, row_max, row_sum, column_max, column_sum, log_sum_exp);        \
-  }                                                                                                                    \
-  int info_nce_gradient_##SUFFIX(T* s, int64_t rows, int64_t columns, const T* grad_x, const T* lse_x,                 \
-                                 const T* positive_x, const T* grad_y, const T* lse_y, const T* positive_y,            \
-                                 const int64_t* x_ids, const int64_t* y_ids, int log_sum_exp) {                        \
-    return gradient<T>(s, rows, columns, grad_x, lse_x, positive_x, grad_y, lse_y, positive_y, x_ids, y_ids,           \
-                       log_sum_exp);                                                                                   \
-  }                                                                                                                    \
-  int info_nce_softplus_##SUFFIX(const T* s, int64_t rows, int64_t columns, const int64_t* x_ids,                      \
-                                 const int64_t* y_ids, T* sums) {                                                      \
-    return softplus_sums<T>(s, rows, columns, x_ids, y_ids, sums);                                                     \
-  }                                                                                                                    \
-  int info_nce_sigmoid_##SUFFIX(T* s, int64_t rows, int64_t columns, const T* grad, const int64_t* x_ids,              \
-                                const int64_t* y_ids) {                                                                \
-    return sigmoid<T>(s, rows, columns, grad, x_ids, y_ids);                                                           \
-  }                                                                                                                    \
-  int info_nce_gather_##SUFFIX(T* s, int64_t rows, int64_t columns, int64_t r0, int64_t c0, const int64_t* pair_rows,  \
-                               const int64_t* pair_columns, int64_t pairs, T* values) {                                \
-    return exchange<T, true>(s, rows, columns, r0, c0, pair_rows, pair_columns, pairs, values);                        \
-  }                                                                                                                    \
-  int info_nce_scatter_##SUFFIX(T* s, int64_t rows, int64_t columns, int64_t r0, int64_t c0, const int64_t* pair_rows, \
-                                const int64_t* pair_columns, int64_t pairs, T* values) {                               \
-    return exchange<T, false>(s, rows, columns, r0, c0, pair_rows, pair_columns, pairs, values);                       \
-  }                                                                                                                    \
-  JRL_LAUNCHER(info_nce_statistics_##SUFFIX);                                                                          \
-  JRL_LAUNCHER(info_nce_details_##SUFFIX);                                                                             \
-  JRL_LAUNCHER(info_nce_mask_##SUFFIX);                                                                                \
-  JRL_LAUNCHER(info_nce_positives_##SUFFIX);                                                                           \
-  JRL_LAUNCHER(info_nce_gradient_##SUFFIX);                                                                            \
-  JRL_LAUNCHER(info_nce_softplus_##SUFFIX);                                                                            \
-  JRL_LAUNCHER(info_nce_sigmoid_##SUFFIX);                                                                             \
-  JRL_LAUNCHER(info_nce_gather_##SUFFIX);                                                                              \
-  JRL_LAUNCHER(info_nce_scatter_##SUFFIX)
-
-JRL_INFO_NCE(float, f32_cpu);
-JRL_INFO_NCE(double, f64_cpu);
+JRL_CPU_LAUNCHERS(info_nce_statistics, statistics);
+JRL_CPU_LAUNCHERS(info_nce_details, details);
+JRL_CPU_LAUNCHERS(info_nce_gradient, gradient);

@@ -21,6 +21,14 @@ BACKENDS = [
 
 FUSED = BACKENDS[1:]
 
+FUSED_DTYPES = [
+    pytest.param(*case.values, dtype, id=f"{case.id}-{dtype}".replace("torch.", ""), marks=case.marks)
+    for case in FUSED
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    if not (case.id == "triton" and dtype == torch.float64)
+]
+"""(backend, device, dtype): each backend at the dtypes it takes."""
+
 
 def det(*shape: int, a: float) -> Tensor:
     """Inputs of the golden values: element i of the flattened tensor is sin(a (i + 1)), float64."""

@@ -11,7 +11,15 @@ import torch.nn.functional as F
 
 from jrl_kernels import sigmoid_contrastive
 from jrl_kernels.ops.info_nce.cases import POSITIVES, SHAPES, Shape, make_inputs
-from tests.ops.conformance import BACKENDS, FUSED, assert_close_to_truth, cast, det, value_and_gradients
+from tests.ops.conformance import (
+    BACKENDS,
+    FUSED,
+    FUSED_DTYPES,
+    assert_close_to_truth,
+    cast,
+    det,
+    value_and_gradients,
+)
 
 
 def inputs(shape: Shape, bias: float = -3.0, **options: Any) -> dict[str, Any]:
@@ -32,12 +40,9 @@ def test_formula(backend: str, device: str) -> None:
     assert float(loss) == pytest.approx(total / 4, rel=2e-6)
 
 
-@pytest.mark.parametrize(("backend", "device"), FUSED)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("backend", "device", "dtype"), FUSED_DTYPES)
 @pytest.mark.parametrize("positives", POSITIVES)
 def test_against_float64(backend: str, device: str, dtype: torch.dtype, positives: str) -> None:
-    if dtype == torch.float64 and backend == "triton":
-        pytest.skip("triton takes no float64")
     for shape, bias in itertools.product((*SHAPES.values(), Shape(1040, 1100, 12)), (-10.0, 4.0)):
         arguments = inputs(shape, bias, dtype=dtype, device=device, positives=positives)
         fused = value_and_gradients(partial(sigmoid_contrastive, backend=backend), arguments)

@@ -73,4 +73,17 @@ JRL_INLINE float log1p_unit(float e) {
 
 JRL_INLINE double log1p_unit(double e) { return std::log1p(e); }
 
+template <typename T>
+JRL_INLINE T finite_or_zero(T x) {
+  return x == -infinity<T> ? T(0) : x;
+}
+
+// Joins the sum l of exp(s - m) to a running (max, sum).
+template <typename T>
+JRL_INLINE void join(T* max, T* sum, T m, T l) {
+  const T top = finite_or_zero(m > *max ? m : *max);
+  *sum = *sum * exp(*max - top) + l * exp(m - top);
+  *max = m > *max ? m : *max;
+}
+
 }  // namespace jrl

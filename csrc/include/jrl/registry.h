@@ -141,3 +141,8 @@ bool add(const char* name) {
 
 #define JRL_LAUNCHER(function) \
   [[maybe_unused]] static const bool jrl_registered_##function = ::jrl::detail::add<&function>(#function)
+
+// For templates: `name##_f32_cpu` and `name##_f64_cpu` run function<float> and function<double>.
+#define JRL_CPU_LAUNCHERS(name, function)                        \
+  [[maybe_unused]] static const bool jrl_registered_##name[] = { \
+      ::jrl::detail::add<&function<float>>(#name "_f32_cpu"), ::jrl::detail::add<&function<double>>(#name "_f64_cpu")}

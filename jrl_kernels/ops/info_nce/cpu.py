@@ -54,13 +54,13 @@ class _Tiles:
         return tile
 
     def launch(self, name: str, tile: Tensor, *arguments: int) -> None:
-        _extension.launch(f"info_nce_{name}_{self.suffix}", tile.data_ptr(), *tile.shape, *arguments)
+        _extension.launch(f"{name}_{self.suffix}", tile.data_ptr(), *tile.shape, *arguments)
 
     def mask(self, tile: Tensor, r0: int, c0: int, options: Options) -> None:
         if options.exclude_x is not None:
             x_ids, y_ids = options.positives.x_ids, options.positives.y_ids
             exclude = _pointer(options.exclude_x, r0), _pointer(options.exclude_y, c0)
-            self.launch("mask", tile, *exclude, _pointer(x_ids, r0), _pointer(y_ids, c0))
+            self.launch("info_nce_mask", tile, *exclude, _pointer(x_ids, r0), _pointer(y_ids, c0))
 
     def exchange(
         self, how: str, tile: Tensor, r0: int, c0: int, positives: Positives, values: Tensor | None
@@ -68,7 +68,7 @@ class _Tiles:
         """`how` "gather" reads the listed pairs of this tile into `values`, "scatter" writes them."""
         if values is not None and positives.rows is not None:
             pairs = _pointer(positives.rows), _pointer(positives.columns), positives.rows.numel()
-            self.launch(how, tile, r0, c0, *pairs, values.data_ptr())
+            self.launch(f"info_nce_{how}", tile, r0, c0, *pairs, values.data_ptr())
 
 
 class _Running:
@@ -125,13 +125,13 @@ def statistics(source: Source, options: Options) -> Statistics:
         if positives.x_ids is not None:
             ids = _pointer(positives.x_ids, r0), _pointer(positives.y_ids, c0)
             sums = (*_positive_pointers(rows, r0), *_positive_pointers(columns, c0))
-            tiles.launch("positives", tile, *ids, *sums, int(options.multi_positive == "sum"))
+            tiles.launch("info_nce_positives", tile, *ids, *sums, int(options.multi_positive == "sum"))
         row_sums = absent if rows is None else rows.pointers(r0)
         column_sums = absent if columns is None else columns.pointers(c0)
         if options.details:
-            tiles.launch("details", tile, r0, c0, *row_sums, *column_sums)
+            tiles.launch("info_nce_details", tile, r0, c0, *row_sums, *column_sums)
         else:
-            tiles.launch("statistics", tile, *row_sums, *column_sums)
+            tiles.launch("info_nce_statistics", tile, *row_sums, *column_sums)
     return Statistics(
         None if rows is None else rows.finish(), None if columns is None else columns.finish(), pair_logits
     )
@@ -151,7 +151,7 @@ def softmax_gradient(
         y = upstream.grad_y, upstream.log_sum_exp_y, upstream.positive_y
         sides = [_pointer(t, r0) for t in x] + [_pointer(t, c0) for t in y]
         ids = _pointer(positives.x_ids, r0), _pointer(positives.y_ids, c0)
-        tiles.launch("gradient", tile, *sides, *ids, int(options.multi_positive == "sum"))
+        tiles.launch("info_nce_gradient", tile, *sides, *ids, int(options.multi_positive == "sum"))
         tiles.exchange("scatter", tile, r0, c0, positives, upstream.pair_gradient)
         return tile
 
@@ -166,7 +166,7 @@ def sigmoid_sums(source: Source, positives: Positives) -> tuple[Tensor, Tensor |
     for r0, c0, tile in tiles:
         tiles.exchange("gather", tile, r0, c0, positives, pair_logits)
         ids = _pointer(positives.x_ids, r0), _pointer(positives.y_ids, c0)
-        tiles.launch("softplus", tile, *ids, _pointer(sums, r0))
+        tiles.launch("sigmoid_contrastive_sums", tile, *ids, _pointer(sums, r0))
     return sums, pair_logits
 
 
@@ -182,7 +182,7 @@ def sigmoid_gradient(
     def tile_gradient(r0: int, r1: int, c0: int, c1: int) -> Tensor:
         tile = tiles.logits(r0, r1, c0, c1)
         ids = _pointer(positives.x_ids, r0), _pointer(positives.y_ids, c0)
-        tiles.launch("sigmoid", tile, _pointer(upstream, r0), *ids)
+        tiles.launch("sigmoid_contrastive_gradient", tile, _pointer(upstream, r0), *ids)
         tiles.exchange("scatter", tile, r0, c0, positives, pair_gradient)
         return tile
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..._checks import accumulation
-from .positives import Positives
+if TYPE_CHECKING:
+    from .positives import Positives
 
 
 class RowLosses(NamedTuple):
@@ -28,11 +28,12 @@ def logits(
 ) -> Tensor:
     """s = scale * x @ y.T + bias (or scale * scores + bias), in float32 or float64."""
     if scores is not None:
-        dots = scores.to(accumulation(scores.dtype))
+        dots = scores.to(torch.promote_types(scores.dtype, torch.float32))
     else:
         assert x is not None and y is not None
         with torch.autocast(x.device.type, enabled=False):
-            dots = x.to(accumulation(x.dtype)) @ y.to(accumulation(y.dtype)).T
+            wide = torch.promote_types(x.dtype, torch.float32)
+            dots = x.to(wide) @ y.to(wide).T
     return dots * scale if bias is None else dots * scale + bias
 
 

@@ -1,0 +1,240 @@
+"""`python -m benchmarks.run [--op info_nce] [--against eager,compile,chunked] [--device cpu] [--out DIR]`
+
+Parity first: a variant whose loss or gradients disagree with the float64 reference is reported, not timed. Then the variants
+take turns in one process. Results go to DIR/results.json and, as a table, to the terminal; `--bars` also checks the CPU bars.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .measure import Rates, Step, extra_memory, interleave, machine, machine_rates
+from .workloads import WORKLOADS, Loss, Workload
+
+AGAINST = ("eager", "compile", "chunked")
+DTYPES = {"cpu": (torch.float32,), "cuda": (torch.bfloat16, torch.float32)}
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+
+
+def variants(workload: Workload, device: str, against: list[str]) -> dict[str, Loss]:
+    ours = {"cpu": "cpu", "cuda": "triton"}[device]
+    found: dict[str, Loss] = {}
+    if ours in workload.backends:
+        found[f"jrl {ours}"] = partial(workload.ours, backend=ours)
+    if "eager" in against:
+        found["eager"] = workload.eager
+    if "compile" in against:
+        found["compile"] = torch.compile(
+            workload.eager, mode="max-autotune" if device == "cuda" else "default"
+        )
+    if "chunked" in against:
+        found["chunked"] = workload.chunked
+    return found
+
+
+def _leaves(arguments: dict[str, Any]) -> list[Tensor]:
+    return [v for v in arguments.values() if isinstance(v, Tensor) and v.requires_grad]
+
+
+def disagreement(loss: Loss, workload: Workload, device: str, dtype: torch.dtype) -> float:
+    """Largest error of loss and gradients against float64, relative to each one's size, on a small problem."""
+    shape = workload.cases.Shape(384, 384, 64)
+    arguments = workload.make_inputs(shape, dtype=dtype, device=device)
+    exact = {k: v.detach().double().requires_grad_() for k, v in arguments.items()}
+    truth_loss = workload.ours(**exact, backend="reference")
+    truth = [truth_loss, *torch.autograd.grad(truth_loss, _leaves(exact))]
+    value = loss(**arguments)
+    found = [value, *torch.autograd.grad(value, _leaves(arguments))]
+    return max(
+        float((f.detach().double() - t.detach()).norm() / t.detach().norm().clamp(min=1e-12))
+        for f, t in zip(found, truth, strict=True)
+    )
+
+
+def _steps(loss: Loss, arguments: dict[str, Any], backward: bool) -> Step:
+    if backward:
+        leaves = _leaves(arguments)
+        return lambda: torch.autograd.grad(loss(**arguments), leaves)
+    return lambda: loss(**{k: v.detach() for k, v in arguments.items()})
+
+
+def run_case(
+    name: str,
+    workload: Workload,
+    shape: Any,
+    dtype: torch.dtype,
+    device: str,
+    against: list[str],
+    rates: Rates,
+    quick: bool,
+) -> list[dict[str, Any]]:
+    arguments = workload.make_inputs(shape, dtype=dtype, device=device, scale=14.0)
+    about = {"op": name, "shape": list(shape), "dtype": str(dtype).removeprefix("torch.")}
+    losses: dict[str, tuple[Loss, dict[str, Any]]] = {}
+    rows: list[dict[str, Any]] = []
+    for variant, loss in variants(workload, device, against).items():
+        case = {**about, "variant": variant}
+        error = disagreement(loss, workload, device, dtype)
+        if not error <= TOLERANCE[dtype]:
+            rows.append({**case, "refused": f"disagrees with float64 by {error:.2g}"})
+            continue
+        try:
+            memory = extra_memory(_steps(loss, arguments, backward=True), device)
+        except torch.cuda.OutOfMemoryError as reason:
+            rows.append({**case, "refused": str(reason).splitlines()[0]})
+            continue
+        losses[variant] = (loss, {**case, "error": error, "extra_bytes": memory})
+    for backward in (False, True):
+        steps = {variant: _steps(loss, arguments, backward) for variant, (loss, _) in losses.items()}
+        if backward:
+            steps["4 products"] = four_products(arguments)
+        timings = interleave(steps, device, repeats=3 if quick else 7, warmup=1)
+        flops = workload.cases.flops(shape, backward)
+        floor = max(flops / rates.flops, workload.cases.bytes_moved(shape, dtype, backward) / rates.bytes)
+        for variant, timing in timings.items():
+            case = losses[variant][1] if variant in losses else {**about, "variant": variant}
+            rows.append(
+                {
+                    **case,
+                    "pass": "forward+backward" if backward else "forward",
+                    "milliseconds": timing.median * 1e3,
+                    "low": timing.low * 1e3,
+                    "high": timing.high * 1e3,
+                    "tflops": flops / timing.median / 1e12,
+                    "share_of_floor": floor / timing.median,
+                }
+            )
+    return rows
+
+
+def four_products(arguments: dict[str, Any]) -> Step:
+    """The matrix products that no method with one recompute can avoid."""
+    x, y = arguments["x"].detach(), arguments["y"].detach()
+
+    def step() -> None:
+        x @ y.T
+        logits = x @ y.T
+        logits @ y
+        logits.T @ x
+
+    return step
+
+
+def table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    out = Table(title="contrastive losses", show_lines=False)
+    for column in (
+        "op",
+        "shape",
+        "dtype",
+        "variant",
+        "pass",
+        "ms",
+        "spread",
+        "TFLOP/s",
+        "of floor",
+        "extra MiB",
+        "error",
+    ):
+        out.add_column(column, justify="left" if column in ("op", "variant", "pass", "dtype") else "right")
+    for row in rows:
+        start = (row["op"], "x".join(map(str, row["shape"])), row["dtype"], row["variant"])
+        if "refused" in row:
+            out.add_row(*start, row["refused"])
+            continue
+        memory, error = row.get("extra_bytes"), row.get("error")
+        out.add_row(
+            *start,
+            row["pass"],
+            f"{row['milliseconds']:.2f}",
+            f"{row['low']:.2f}-{row['high']:.2f}",
+            f"{row['tflops']:.3g}",
+            f"{row['share_of_floor']:.0%}",
+            "" if memory is None else f"{memory / 2**20:.0f}",
+            "" if error is None else f"{error:.1e}",
+        )
+    Console(width=None if sys.stdout.isatty() else 150).print(out)
+
+
+def missed_cpu_bars(rows: list[dict[str, Any]]) -> list[str]:
+    """performance bars of InfoNCE at 8192 x 512, float32, forward and backward, by ratio within one run."""
+    found = {
+        row["variant"]: row
+        for row in rows
+        if row["op"] == "info_nce"
+        and row["shape"] == [8192, 8192, 512]
+        and row.get("pass") == "forward+backward"
+    }
+    ours, eager, products = found["jrl cpu"], found["eager"], found["4 products"]
+    ratios = (
+        ("time against eager", ours["milliseconds"] / eager["milliseconds"], 0.45),
+        ("time against four products", ours["milliseconds"] / products["milliseconds"], 1.1),
+        ("extra memory against eager", ours["extra_bytes"] / eager["extra_bytes"], 1 / 16),
+    )
+    for name, ratio, bar in ratios:
+        print(f"info_nce 8192 x 512: {name} {ratio:.3f} (bar {bar:.4g})")
+    return [f"{name}: {ratio:.3f} is above {bar:.4g}" for name, ratio, bar in ratios if ratio > bar]
+
+
+def commit() -> str | None:
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.run", description="Compare the fused ops with PyTorch's."
+    )
+    parser.add_argument(
+        "--op", choices=sorted(WORKLOADS), action="append", help="one op (repeatable); all without it"
+    )
+    parser.add_argument(
+        "--against", default="eager,compile,chunked", help=f"comma-separated, of {', '.join(AGAINST)}"
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    parser.add_argument("--out", type=Path, help="folder for results.json")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats, the first shape only")
+    parser.add_argument("--bars", action="store_true", help="fail where a CPU bar is missed")
+    given = parser.parse_args(argv)
+    against = [name for name in given.against.split(",") if name]
+    unknown = sorted(set(against) - set(AGAINST))
+    if unknown:
+        parser.error(f"--against: unknown {', '.join(unknown)}; one of {', '.join(AGAINST)}")
+    if given.bars and given.device != "cpu":
+        parser.error("--bars holds CPU bars; add --device cpu")
+    rows: list[dict[str, Any]] = []
+    rates = {}
+    for dtype in DTYPES[given.device]:
+        rate = machine_rates(given.device, dtype)
+        rates[str(dtype)] = rate._asdict()
+        for name in given.op or WORKLOADS:
+            workload = WORKLOADS[name]
+            shapes = workload.cases.BENCHMARK_SHAPES[given.device]
+            for shape in shapes[:1] if given.quick else shapes:
+                rows += run_case(name, workload, shape, dtype, given.device, against, rate, given.quick)
+    table(rows)
+    if given.out is not None:
+        given.out.mkdir(parents=True, exist_ok=True)
+        result = {**machine(given.device), "commit": commit(), "rates": rates, "rows": rows}
+        (given.out / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    missed = missed_cpu_bars(rows) if given.bars else []
+    for line in missed:
+        print(f"missed: {line}", file=sys.stderr)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
