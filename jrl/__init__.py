@@ -1,0 +1,1 @@
+"""Joint image-text representation learning: systems, data readers, training and evaluation on top of `jrl_kernels`."""
