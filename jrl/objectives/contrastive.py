@@ -1,0 +1,213 @@
+"""Contrastive losses with their learnable temperature."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jrl_kernels import info_nce, sigmoid_contrastive
+
+LOSS_KINDS = ("info_nce", "sigmoid")
+
+
+class ContrastiveObjective(nn.Module):
+    """A contrastive loss over x·yᵀ·scale with a learnable scale = min(exp(t), max_scale).
+
+    "info_nce" is CLIP's loss (t starts at log 1/0.07), "sigmoid" is SigLIP's (t starts at log 10; a learnable
+    bias that starts at −10). The value in use is clamped, not the parameter: above `max_scale` the gradient
+    of t is zero, so t rests there until another term of the loss moves it.
+
+    Args:
+        loss: "info_nce" or "sigmoid".
+        init_scale: first value of exp(t); 1/0.07 for "info_nce" and 10 for "sigmoid" when None.
+        init_bias: first value of the bias; −10 for "sigmoid" and no bias for "info_nce" when None.
+        max_scale: upper bound of the scale; None for none.
+        learnable: whether t (and the bias) are parameters or buffers.
+        direction: "both", "x_to_y" or "y_to_x" ("info_nce" only).
+        multi_positive: "mean" or "sum": how several positives of one row combine ("info_nce" only).
+        backend: of the kernel; "auto" takes the fastest.
+
+    Raises:
+        ValueError: a value outside those named, or an option that the chosen loss does not have.
+    """
+
+    log_scale: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        loss: str = "info_nce",
+        *,
+        init_scale: float | None = None,
+        init_bias: float | None = None,
+        max_scale: float | None = 100.0,
+        learnable: bool = True,
+        direction: str = "both",
+        multi_positive: str = "mean",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if loss not in LOSS_KINDS:
+            raise ValueError(f"loss: expected one of {', '.join(LOSS_KINDS)}, got {loss!r}")
+        if direction not in ("both", "x_to_y", "y_to_x"):
+            raise ValueError(f"direction: expected 'both', 'x_to_y' or 'y_to_x', got {direction!r}")
+        if multi_positive not in ("mean", "sum"):
+            raise ValueError(f"multi_positive: expected 'mean' or 'sum', got {multi_positive!r}")
+        if loss == "sigmoid" and (direction != "both" or multi_positive != "mean"):
+            raise ValueError(
+                "direction, multi_positive: the sigmoid loss judges every pair alone and has neither"
+            )
+        if max_scale is not None and not max_scale > 0:
+            raise ValueError(f"max_scale: expected a positive number or None, got {max_scale}")
+        if init_scale is None:
+            init_scale = 1 / 0.07 if loss == "info_nce" else 10.0
+        if not (init_scale > 0 and math.isfinite(init_scale)):
+            raise ValueError(f"init_scale: expected a positive finite number, got {init_scale}")
+        if init_bias is None and loss == "sigmoid":
+            init_bias = -10.0
+        self.loss, self.direction, self.multi_positive, self.backend = (
+            loss,
+            direction,
+            multi_positive,
+            backend,
+        )
+        self.max_scale, self.learnable = max_scale, learnable
+        self._config = {"init_scale": init_scale, "init_bias": init_bias}
+        self._register("log_scale", math.log(init_scale))
+        if init_bias is None:
+            self.bias = None
+        else:
+            self._register("bias", init_bias)
+
+    @property
+    def scale(self) -> Tensor:
+        """min(exp(t), max_scale), 0-d, with its gradient."""
+        scale = self.log_scale.exp()
+        return scale if self.max_scale is None else scale.clamp(max=self.max_scale)
+
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        positives: Tensor | tuple[Tensor, Tensor] | None = None,
+        negatives: Tensor | None = None,
+        exclude: Tensor | tuple[Tensor, Tensor] | None = None,
+        weights: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of [M, D] against [N, D].
+
+        Args:
+            x, y: [M, D], [N, D], of unit length for a cosine.
+            positives: see `jrl_kernels.info_nce`; row i with row i when None.
+            negatives: [Q, D] further keys without gradient.
+            exclude: ids whose equal pairs are no negatives.
+            weights: [M] weights of the rows.
+
+        Returns:
+            The 0-d loss, and detached 0-d statistics: the scale, and for "info_nce" top-1 accuracy, entropy
+            and the bound log N − loss (nats) of each direction.
+
+        Raises:
+            TypeError, ValueError: as the op; ValueError also for what the sigmoid loss does not have.
+        """
+        if self.loss == "sigmoid":
+            given = {"negatives": negatives, "exclude": exclude, "weights": weights}
+            refused = [name for name, value in given.items() if value is not None]
+            if refused:
+                raise ValueError(f"{', '.join(refused)}: the sigmoid loss does not take it")
+            loss = sigmoid_contrastive(
+                x,
+                y,
+                scale=self.scale,
+                bias=0.0 if self.bias is None else self.bias,
+                positives=positives,
+                backend=self.backend,
+            )
+            return loss, {"scale": self.scale.detach()}
+        loss, stats = info_nce(
+            x,
+            y,
+            scale=self.scale,
+            bias=self.bias,
+            positives=positives,
+            negatives=negatives,
+            exclude=exclude,
+            direction=self.direction,
+            multi_positive=self.multi_positive,
+            weights=weights,
+            return_stats=True,
+            backend=self.backend,
+        )
+        return loss, {"scale": self.scale.detach(), **self._named(stats)}
+
+    def to_config(self) -> dict[str, Any]:
+        """Arguments that build this objective again, in JSON types."""
+        return {
+            "loss": self.loss,
+            **self._config,
+            "max_scale": self.max_scale,
+            "learnable": self.learnable,
+            "direction": self.direction,
+            "multi_positive": self.multi_positive,
+            "backend": self.backend,
+        }
+
+    def _named(self, stats: Any) -> dict[str, Tensor]:
+        sides = ("x_to_y", "y_to_x") if self.direction == "both" else (self.direction,)
+        return {
+            f"{kind}_{side}": getattr(stats, f"{kind}_{side}")
+            for kind in ("accuracy", "entropy", "bound")
+            for side in sides
+        }
+
+    def _register(self, name: str, value: float) -> None:
+        tensor = torch.tensor(value)
+        if self.learnable:
+            setattr(self, name, nn.Parameter(tensor))
+        else:
+            self.register_buffer(name, tensor)
+
+
+def duplicate_text_ids(input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """One id for each distinct text of a batch, for `positives` and `exclude`.
+
+    A 64-bit hash of the real tokens and their order, so the same text gets the same id in every batch
+    and on every rank, whatever its padding. Distinct texts collide with probability about C²/2⁶⁵ in a batch
+    of C.
+
+    Args:
+        input_ids: [C, L] int64 token ids.
+        attention_mask: [C, L], nonzero where a token is real; None when all are.
+
+    Returns:
+        [C] int64.
+
+    Raises:
+        TypeError: `input_ids` is not an integer tensor.
+        ValueError: shapes do not fit.
+    """
+    if input_ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"input_ids: expected int64, got {input_ids.dtype}")
+    if input_ids.ndim != 2:
+        raise ValueError(f"input_ids: expected [C, L], got {list(input_ids.shape)}")
+    real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    if real.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask: expected {list(input_ids.shape)} as input_ids, got {list(real.shape)}"
+        )
+    # the rank among the real tokens, not the column: left and right padding then agree
+    position = real.long().cumsum(dim=1)
+    mixed = _mix(input_ids.long() + _mix(position))
+    return _mix(mixed.masked_fill(~real, 0).sum(dim=1) + real.sum(dim=1))
+
+
+def _mix(x: Tensor) -> Tensor:
+    # the finaliser of splitmix64 in wrapping int64 arithmetic; >> is arithmetic, hence the masks
+    x = x + -7046029254386353131
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)

@@ -1,0 +1,172 @@
+"""`jrl fit|validate|test`: LightningCLI with a folder for the run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from jrl.evaluation import to_markdown
+from jrl.training.checkpoint import BEST, LAST, AtomicCheckpointIO, checkpoint_callbacks
+from jrl.training.data import CaptionDataModule
+from jrl.training.files import write_atomically
+from jrl.training.module import SystemModule
+
+_NOISE = (
+    "LightningCLI's args parameter",  # the arguments come from `main`, which takes its own off first
+    ".*isinstance.treespec, LeafSpec.* is deprecated",
+    "Checkpoint directory .* exists and is not empty",  # `--overwrite` and `--resume` are asked for by name
+    "Be aware that when using `ckpt_path`",  # evaluation needs no callback that writes
+)
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI whose checkpoints, logs and exported system live under `--run`."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What a run adds to Lightning's arguments."""
+        parser.add_argument("--run", type=str, required=True, help="folder of the run")
+        parser.add_argument(
+            "--resume", type=bool, default=False, help="fit: go on from the run's last checkpoint"
+        )
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="fit: start anew where a run lies already"
+        )
+        parser.add_argument(
+            "--monitor", type=str | None, default=None, help="value that chooses the best weights"
+        )
+        parser.add_argument("--monitor_mode", type=str, default="max", help="max or min")
+        parser.add_argument(
+            "--checkpoint_every", type=int | None, default=None, help="steps between checkpoints"
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the checkpoint before anything slow begins."""
+        config = self.config[self.subcommand]
+        run = Path(config["run"])
+        folder = run / "checkpoints"
+        last = folder / LAST
+        if self.subcommand == "fit":
+            if config["resume"] and config["overwrite"]:
+                raise ValueError("resume, overwrite: choose one")
+            if config["resume"]:
+                if not last.is_file():
+                    raise FileNotFoundError(f"resume: {run} has no checkpoint to go on from ({last})")
+                config["ckpt_path"] = str(last)
+            elif last.exists() and config["ckpt_path"] is None:
+                if not config["overwrite"]:
+                    raise ValueError(
+                        f"run: {run} holds a run; pass --resume true, --overwrite true or another folder"
+                    )
+                for old in (last, folder / BEST, *run.glob("events.out.tfevents.*")):
+                    old.unlink(missing_ok=True)
+                shutil.rmtree(run / "model", ignore_errors=True)
+        elif config["ckpt_path"] is None:
+            best = folder / BEST
+            chosen = best if best.is_file() else last
+            if not chosen.is_file():
+                raise FileNotFoundError(f"run: {run} has no checkpoint ({last})")
+            config["ckpt_path"] = str(chosen)
+
+    def after_validate(self) -> None:
+        """Show and keep the results."""
+        self._keep_results("validate")
+
+    def after_test(self) -> None:
+        """Show and keep the results."""
+        self._keep_results("test")
+
+    def _keep_results(self, name: str) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        results, run = self.model.results, Path(self.config[name]["run"])
+        table = to_markdown(results)
+        print(table)
+        write_atomically(run / f"{name}.md", f"{table}\n".encode())
+        write_atomically(run / f"{name}.json", json.dumps(results, indent=2).encode())
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Lightning's trainer with the run's callbacks, logger and checkpoint writer where none are given."""
+        assert self.subcommand is not None
+        config = self.config_init[self.subcommand]
+        given, run = config["trainer"], config["run"]
+        kwargs["default_root_dir"] = run
+        callbacks = list(given.get("callbacks") or [])
+        if self.subcommand == "fit" and not given.get("fast_dev_run"):
+            callbacks += checkpoint_callbacks(
+                run, every=config["checkpoint_every"], monitor=config["monitor"], mode=config["monitor_mode"]
+            )
+        if given.get("enable_progress_bar") is not False:
+            callbacks.append(RichProgressBar())
+        kwargs["callbacks"] = callbacks
+        plugins = given.get("plugins") or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+        if given.get("logger") in (None, True):
+            # nothing of a run may land outside its folder, hence no version folders
+            kwargs["logger"] = (
+                TensorBoardLogger(save_dir=run, name="", version="") if self.subcommand == "fit" else False
+            )
+        # the saved config describes the run, not this command: it must neither overwrite nor resume by itself
+        for name, value in (("resume", False), ("overwrite", False), ("ckpt_path", None)):
+            self.config[self.subcommand][name] = value
+        return super().instantiate_trainer(**kwargs)
+
+
+def run_command(arguments: Sequence[str]) -> TrainingCLI:
+    """Carry out `fit`, `validate` or `test`.
+
+    Args:
+        arguments: the subcommand and its options.
+    """
+    once: dict[str, Any] = {"exit_on_error": False}
+    # what Lightning says at this level is advice about its other products
+    logging.getLogger("lightning").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for message in _NOISE:
+            warnings.filterwarnings("ignore", message)
+        return TrainingCLI(
+            SystemModule,
+            CaptionDataModule,
+            args=list(arguments),
+            seed_everything_default=0,
+            # the system declares its optimisers, so options for others would be accepted and ignored
+            auto_configure_optimizers=False,
+            # the config of an evaluation must not replace that of the training
+            save_config_callback=SaveConfigCallback if arguments[0] == "fit" else None,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": "jrl", **once, "fit": once, "validate": once, "test": once},
+        )
+
+
+def data_module_of(run: str | Path) -> CaptionDataModule:
+    """The data module that a run was trained with, from its `config.yaml`.
+
+    Raises:
+        FileNotFoundError: the run has none.
+        ValueError: it cannot be read.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    path = Path(run) / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; name the pictures with --images")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(CaptionDataModule, "data")
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return parser.instantiate_classes(parser.parse_object({"data": values["data"]})).data
+    except (ArgumentError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the config of a run: {error}") from error

@@ -1,0 +1,307 @@
+"""Any dataset by name, as a LightningDataModule."""
+
+from __future__ import annotations
+
+import json
+import sys
+import zlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from jrl.data.images import CLIP_MEAN, CLIP_STD, Augment, ImageTransform
+from jrl.data.sample import Sample, SampleSet, SkipReport
+from jrl.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from jrl.training.captions import CaptionMix, Captions, with_captions
+from jrl.training.files import write_atomically
+from jrl.training.loader import BatchSource, EpochLoader, PartLoader
+from jrl.training.sources import FileSource, MemorySource, decode_all
+
+PREPROCESSING = "preprocessing.json"
+
+
+class CaptionDataModule(lightning.LightningDataModule):
+    """Pictures with captions: colour emoji, generated scenes, or files in any format that `jrl.data` reads.
+
+    Training takes one random caption of each picture, evaluation all of them. The order of the pictures and
+    every augmentation depend on (`seed`, epoch, step, rank) alone.
+
+    Args:
+        dataset: "emoji", "scenes", or the name of a format: "coco", "folder", "webdataset", …
+        options: arguments of that reader, such as `{path: pictures}`.
+        image_size: side of the pictures in pixels.
+        batch_size: pairs in a batch of one rank.
+        eval_batch_size: pictures in a batch of evaluation.
+        train_split: name of the training part.
+        val_splits, test_splits: names of the parts to evaluate on.
+        val_fraction: share of the training part that becomes "val" when the dataset has no part of
+            `val_splits`.
+        languages: caption languages in training; all when None.
+        eval_languages: caption languages in evaluation; those of training when None.
+        caption_mix: how training mixes captions and keywords; one random caption when None.
+        tokenizer: folder of a saved one; trained on the training captions when None.
+        vocab_size: of the tokenizer to train.
+        max_length: tokens after which a caption is cut.
+        augment: random changes in training; None for none.
+        mean, std: of the normalisation, on the scale 0 to 1.
+        in_memory: decode every picture once into memory, or open it when its batch is due.
+        workers: processes that prepare batches.
+        seed: of order and augmentation.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        options: dict[str, Any] | None = None,
+        image_size: int = 64,
+        batch_size: int = 256,
+        eval_batch_size: int = 256,
+        train_split: str = "train",
+        val_splits: Sequence[str] = ("val",),
+        test_splits: Sequence[str] = ("test",),
+        val_fraction: float = 0.0,
+        languages: Sequence[str] | None = None,
+        eval_languages: Sequence[str] | None = None,
+        caption_mix: CaptionMix | None = None,
+        tokenizer: str | None = None,
+        vocab_size: int = 4096,
+        max_length: int = 32,
+        augment: Augment | None = None,
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
+        in_memory: bool = True,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"val_fraction: expected a share in [0, 1), got {val_fraction}")
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if max_length < 3:
+            raise ValueError(f"max_length: expected at least 3, got {max_length}")
+        if workers < 0:
+            raise ValueError(f"workers: expected 0 or more, got {workers}")
+        self.dataset, self.options = dataset, dict(options or {})
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.train_split, self.val_splits, self.test_splits = (
+            train_split,
+            tuple(val_splits),
+            tuple(test_splits),
+        )
+        self.val_fraction, self.caption_mix = val_fraction, caption_mix
+        self.languages = languages
+        self.eval_languages = languages if eval_languages is None else eval_languages
+        self.tokenizer_path, self.vocab_size, self.max_length = tokenizer, vocab_size, max_length
+        self.augment, self.in_memory, self.workers, self.seed = augment, in_memory, workers, seed
+        self.transform = ImageTransform(image_size, mean, std)
+        self.image_size, self.mean, self.std = image_size, tuple(mean), tuple(std)
+        self.skips = SkipReport()
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self._parts: dict[str, list[Sample]] = {}
+        self._loaders: list[EpochLoader | PartLoader] = []
+        self._train_loader: EpochLoader | None = None
+        self._resumed: dict[str, int] = {}
+
+    def setup(self, stage: str) -> None:
+        """Read the dataset and get the tokenizer; the second call of a run finds them done."""
+        if not self._parts:
+            samples = self._read()
+            self.skips.merge(samples.skips)
+            self._parts = self._split(samples)
+            self.tokenizer = self._tokenizer()
+            self._say(
+                f"{self.dataset}: " + ", ".join(f"{len(part)} {name}" for name, part in self._parts.items())
+            )
+            if self.skips.skipped or self.skips.notes:
+                self._say(self.skips.summary())
+        self._check_vocabulary()
+
+    def train_dataloader(self) -> EpochLoader:
+        """Shuffled batches of the training part."""
+        trainer = self.trainer
+
+        def position() -> tuple[int, int]:
+            assert trainer is not None
+            loop: Any = trainer.fit_loop
+            return loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.ready
+
+        loader = EpochLoader(
+            self._source(self.train_split, train=True),
+            self.batch_size,
+            seed=self.seed,
+            rank=0 if trainer is None else trainer.global_rank,
+            world_size=1 if trainer is None else trainer.world_size,
+            workers=self.workers,
+            position=None if trainer is None else position,
+        )
+        if self._resumed:
+            loader.load_state_dict(self._resumed)
+        self._train_loader = loader
+        self._loaders.append(loader)
+        return loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the order of the training batches depends on, for the checkpoint."""
+        return {} if self._train_loader is None else self._train_loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep what a checkpoint says of the order; `train_dataloader` compares it with this run's."""
+        self._resumed = state_dict
+
+    def val_dataloader(self) -> list[PartLoader]:
+        """One loader for each validation part."""
+        return [self._part_loader(name) for name in self.val_splits if name in self._parts]
+
+    def test_dataloader(self) -> list[PartLoader]:
+        """One loader for each test part.
+
+        Raises:
+            ValueError: the dataset has none of `test_splits`.
+        """
+        parts = [name for name in self.test_splits if name in self._parts]
+        if not parts:
+            raise ValueError(
+                f"test_splits: {self.dataset} has none of {self.test_splits}, only {tuple(self._parts)}"
+            )
+        return [self._part_loader(name) for name in parts]
+
+    def teardown(self, stage: str) -> None:
+        """Say which pictures could not be read on the way."""
+        for loader in self._loaders:
+            if loader.skips.skipped:
+                self._say(f"{stage}: {loader.skips.summary()}")
+        self._loaders.clear()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts of the dataset, once `setup` has read it."""
+        return tuple(self._parts)
+
+    def samples(self, part: str) -> list[Sample]:
+        """The samples of one part.
+
+        Raises:
+            ValueError: there is no such part.
+        """
+        if part not in self._parts:
+            raise ValueError(f"part: expected one of {', '.join(self._parts)}, got {part!r}")
+        return self._parts[part]
+
+    def save_preprocessing(self, folder: str | Path) -> None:
+        """Write the tokenizer and the image preprocessing into the folder of an exported system."""
+        assert self.tokenizer is not None
+        save_tokenizer(self.tokenizer, Path(folder) / "tokenizer")
+        values = {
+            "image_size": self.image_size,
+            "mean": self.mean,
+            "std": self.std,
+            "max_length": self.max_length,
+        }
+        write_atomically(Path(folder) / PREPROCESSING, json.dumps(values, indent=2).encode())
+
+    def _read(self) -> SampleSet:
+        try:
+            return _reader(self.dataset)(**self.options)
+        except TypeError as error:
+            raise ValueError(f"options: they do not fit the reader of {self.dataset!r}: {error}") from error
+
+    def _split(self, samples: SampleSet) -> dict[str, list[Sample]]:
+        parts: dict[str, list[Sample]] = {}
+        for sample in samples:
+            parts.setdefault(sample.split or self.train_split, []).append(sample)
+        if self.train_split not in parts:
+            raise ValueError(
+                f"train_split: {self.dataset} has no part {self.train_split!r}, only {samples.splits}"
+            )
+        missing = [name for name in self.val_splits if name not in parts]
+        if self.val_fraction and len(missing) == len(self.val_splits) and self.val_splits:
+            # by a hash of the key: adding pictures later never moves one from training to validation
+            cut = int(self.val_fraction * 2**32)
+            train = parts[self.train_split]
+            parts[self.val_splits[0]] = [s for s in train if zlib.crc32(s.key.encode()) < cut]
+            parts[self.train_split] = [s for s in train if zlib.crc32(s.key.encode()) >= cut]
+            for name in (self.train_split, self.val_splits[0]):
+                if not parts[name]:
+                    raise ValueError(
+                        f"val_fraction: {self.val_fraction} of {len(train)} pictures leaves {name!r} empty"
+                    )
+        elif missing:
+            self.skips.note("no such validation part", ", ".join(missing))
+        return parts
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.tokenizer_path is not None:
+            return load_tokenizer(self.tokenizer_path)
+        samples, captions = with_captions(self._parts[self.train_split], self.languages, SkipReport())
+        texts = [caption for several in captions for caption in several]
+        if self.caption_mix is not None:
+            texts += [tag for sample in samples for tag in sample.tags]
+        return train_tokenizer(texts, vocabulary_size=self.vocab_size, max_length=self.max_length)
+
+    def _source(self, part: str, *, train: bool) -> BatchSource:
+        assert self.tokenizer is not None
+        skips = SkipReport()
+        samples: Sequence[Sample] = self._parts[part]
+        languages = self.languages if train else self.eval_languages
+        mix = self.caption_mix if train else None
+        augment = self.augment if train else None
+        pixels = None
+        if self.in_memory:
+            captioned, _ = with_captions(samples, languages, skips)
+            pixels, samples = decode_all(captioned, self.image_size, skips)
+        samples, captions = with_captions(samples, languages, skips)
+        skips.raise_if_empty(len(samples), f"{self.dataset}/{part}")
+        if skips.skipped:
+            self._say(f"{part}: {skips.summary()}")
+        tokens = Captions(captions, self.tokenizer, self.max_length, mix, [sample.tags for sample in samples])
+        if pixels is not None:
+            return MemorySource(
+                pixels, tokens, torch.tensor(self.mean), torch.tensor(self.std), augment, train=train
+            )
+        transform = ImageTransform(self.image_size, self.mean, self.std, augment)
+        return FileSource(samples, tokens, transform, train=train)
+
+    def _part_loader(self, name: str) -> PartLoader:
+        loader = PartLoader(
+            self._source(name, train=False), self.eval_batch_size, name=name, workers=self.workers
+        )
+        self._loaders.append(loader)
+        return loader
+
+    def _check_vocabulary(self) -> None:
+        system = getattr(getattr(self.trainer, "lightning_module", None), "system", None)
+        embedded = getattr(getattr(system, "text_encoder", None), "vocab_size", None)
+        assert self.tokenizer is not None
+        if embedded is not None and len(self.tokenizer) > embedded:
+            raise ValueError(
+                f"vocab_size: the tokenizer has {len(self.tokenizer)} ids, the text encoder embeds {embedded}"
+            )
+
+    def _say(self, text: str) -> None:
+        if self.trainer is None or self.trainer.is_global_zero:
+            print(text, file=sys.stderr)
+
+
+def _reader(dataset: str) -> Callable[..., SampleSet]:
+    # each needs packages of its own, which a run on another dataset does without
+    if dataset == "emoji":
+        from jrl.data.emoji import read_emoji
+
+        return read_emoji
+    if dataset == "scenes":
+        from jrl.data.scenes import read_scenes
+
+        return read_scenes
+    from jrl.data.readers import read
+
+    return partial(read, dataset)
