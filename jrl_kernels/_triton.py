@@ -29,11 +29,12 @@ def precision(dtype: torch.dtype) -> str:
 
 
 def _mend_interpreter() -> None:
-    """Work around two faults of Triton's interpreter, which otherwise stops or multiplies the wrong numbers."""
+    """Work around three faults of Triton's interpreter, which otherwise stops or computes the wrong numbers."""
     from triton.runtime import interpreter
 
     patch = interpreter._patch_lang_tensor
-    dot = interpreter.InterpreterBuilder.create_dot
+    builder = interpreter.InterpreterBuilder
+    dot, cast = builder.create_dot, builder.cast_impl
 
     def patch_with_index(tensor: Any, scope: Any) -> None:
         patch(tensor, scope)
@@ -49,8 +50,17 @@ def _mend_interpreter() -> None:
     def dot_of_floats(self: Any, a: Any, b: Any, *arguments: Any) -> Any:
         return dot(self, widen(a), widen(b), *arguments)
 
+    def cast_to_nearest(self: Any, source: Any, kind: Any) -> Any:
+        # The interpreter cuts float32 off to bfloat16, where a GPU rounds to the nearest, ties to even.
+        if source.dtype.scalar.name == "fp32" and kind.scalar.name == "bf16":
+            bits = source.data.astype(np.float32).view(np.uint32)
+            rounded = (bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)).view(np.float32)
+            source = replace(source, data=np.where(np.isnan(source.data), source.data, rounded))
+        return cast(self, source, kind)
+
     interpreter._patch_lang_tensor = patch_with_index
-    interpreter.InterpreterBuilder.create_dot = dot_of_floats
+    builder.create_dot = dot_of_floats
+    builder.cast_impl = cast_to_nearest
 
 
 if _dispatch.interpreting():

@@ -14,11 +14,11 @@ LOSS_KINDS = ("info_nce", "sigmoid")
 
 
 class ContrastiveObjective(nn.Module):
-    """A contrastive loss over x·yᵀ·scale with a learnable scale = min(exp(t), max_scale).
+    """A contrastive loss over x·yᵀ·scale with a learnable scale = exp(t), at most max_scale.
 
     "info_nce" is CLIP's loss (t starts at log 1/0.07), "sigmoid" is SigLIP's (t starts at log 10; a learnable
-    bias that starts at −10). The value in use is clamped, not the parameter: above `max_scale` the gradient
-    of t is zero, so t rests there until another term of the loss moves it.
+    bias that starts at −10). A step that takes t above log max_scale is taken back at the next use; t keeps its
+    gradient there, so it can come down again.
 
     Args:
         loss: "info_nce" or "sigmoid".
@@ -84,9 +84,11 @@ class ContrastiveObjective(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """min(exp(t), max_scale), 0-d, with its gradient."""
-        scale = self.log_scale.exp()
-        return scale if self.max_scale is None else scale.clamp(max=self.max_scale)
+        """exp(t), 0-d, with its gradient, once t has been brought back to log max_scale."""
+        if self.max_scale is not None:
+            with torch.no_grad():
+                self.log_scale.clamp_(max=math.log(self.max_scale))
+        return self.log_scale.exp()
 
     def forward(
         self,
@@ -114,6 +116,7 @@ class ContrastiveObjective(nn.Module):
         Raises:
             TypeError, ValueError: as the op; ValueError also for what the sigmoid loss does not have.
         """
+        scale = self.scale
         if self.loss == "sigmoid":
             given = {"negatives": negatives, "exclude": exclude, "weights": weights}
             refused = [name for name, value in given.items() if value is not None]
@@ -122,16 +125,16 @@ class ContrastiveObjective(nn.Module):
             loss = sigmoid_contrastive(
                 x,
                 y,
-                scale=self.scale,
+                scale=scale,
                 bias=0.0 if self.bias is None else self.bias,
                 positives=positives,
                 backend=self.backend,
             )
-            return loss, {"scale": self.scale.detach()}
+            return loss, {"scale": scale.detach()}
         loss, stats = info_nce(
             x,
             y,
-            scale=self.scale,
+            scale=scale,
             bias=self.bias,
             positives=positives,
             negatives=negatives,
@@ -142,7 +145,7 @@ class ContrastiveObjective(nn.Module):
             return_stats=True,
             backend=self.backend,
         )
-        return loss, {"scale": self.scale.detach(), **self._named(stats)}
+        return loss, {"scale": scale.detach(), **self._named(stats)}
 
     def to_config(self) -> dict[str, Any]:
         """Arguments that build this objective again, in JSON types."""
