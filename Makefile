@@ -11,10 +11,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 TYPED := $(wildcard jrl_kernels jrl setup.py tests benchmarks)
+# make demo DEMO_ARGS=--fresh starts over; `jrl demo --help` lists the rest
+DEMO_ARGS ?=
 PYTEST_ARGS ?= -n logical --maxprocesses=8 --dist=loadgroup
 
 demo: setup
-	$(BIN)/python -m jrl.cli demo --out runs/demo
+	$(BIN)/python -m jrl.cli demo --out runs/demo $(DEMO_ARGS)
 
 test: setup
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
