@@ -1,7 +1,8 @@
 """`python -m benchmarks.run [--op info_nce] [--against eager,compile,chunked] [--device cpu] [--out DIR]`
 
 Parity first: a variant whose loss or gradients disagree with the float64 reference is reported, not timed. Then the variants
-take turns in one process. Results go to DIR/results.json and, as a table, to the terminal; `--bars` also checks the CPU bars.
+take turns in one process. Results go to DIR (results.json and plots) and, as a table, to the terminal; `--bars` checks the CPU
+bars too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .measure import Rates, Step, extra_memory, interleave, machine, machine_rates
+from .plots import draw
 from .workloads import WORKLOADS, Loss, Workload
 
 AGAINST = ("eager", "compile", "chunked")
@@ -205,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
     )
-    parser.add_argument("--out", type=Path, help="folder for results.json")
+    parser.add_argument("--out", type=Path, help="folder for results.json and plots")
     parser.add_argument("--quick", action="store_true", help="fewer repeats, the first shape only")
     parser.add_argument("--bars", action="store_true", help="fail where a CPU bar is missed")
     given = parser.parse_args(argv)
@@ -230,6 +232,7 @@ def main(argv: list[str] | None = None) -> int:
         given.out.mkdir(parents=True, exist_ok=True)
         result = {**machine(given.device), "commit": commit(), "rates": rates, "rows": rows}
         (given.out / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        draw(result, given.out)
     missed = missed_cpu_bars(rows) if given.bars else []
     for line in missed:
         print(f"missed: {line}", file=sys.stderr)

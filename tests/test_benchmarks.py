@@ -32,6 +32,8 @@ def test_writes_what_it_measured(small: None, tmp_path: Path, capsys: pytest.Cap
     assert 0 < ours["low"] <= ours["milliseconds"] <= ours["high"]
     assert ours["error"] < 1e-5 and ours["shape"] == [256, 256, 32]
     assert rows["info_nce", "4 products", "forward+backward"]["milliseconds"] > 0
+    for op in WORKLOADS:
+        assert (tmp_path / f"{op}_float32.png").read_bytes().startswith(b"\x89PNG")
     assert "jrl cpu" in capsys.readouterr().out
 
 

@@ -109,6 +109,9 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         tokenizer.save_pretrained(str(aside))
+        # mkdtemp's folder is its owner's alone; a file of the tokenizer shows what the user's umask gives others
+        mode = next(aside.iterdir()).stat().st_mode & 0o777
+        aside.chmod(mode | (mode & 0o444) >> 2)
         old = aside.with_name(aside.name + ".old")
         if target.exists():
             target.rename(old)

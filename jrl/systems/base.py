@@ -92,6 +92,8 @@ class System(nn.Module, PyTorchModelHubMixin, library_name="jrl", license="apach
             aside.mkdir()
             result = super().save_pretrained(aside, config=config, **kwargs)
             target.mkdir(exist_ok=True)
+            # safetensors makes files that their owner alone can read; `config.json` has the mode that the user's umask gives
+            (aside / WEIGHTS).chmod((aside / CONFIG).stat().st_mode)
             for file in sorted(aside.iterdir()):
                 os.replace(file, target / file.name)
         except (OSError, SafetensorError) as error:

@@ -223,6 +223,7 @@ def test_saves_and_loads_the_same_system(tmp_path: Path, options: dict[str, Any]
     system.save_pretrained(tmp_path / "model")
     assert {"config.json", "model.safetensors"} <= {file.name for file in (tmp_path / "model").iterdir()}
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
+    assert len({file.stat().st_mode for file in (tmp_path / "model").iterdir()}) == 1
     for loaded in (CLIP.from_pretrained(tmp_path / "model"), load_system(tmp_path / "model")):
         assert isinstance(loaded, CLIP)
         assert not loaded.training
