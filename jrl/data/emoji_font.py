@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
+import uuid
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -224,7 +224,8 @@ def _draw(sequences: Sequence[str], font: Path, size: int) -> EmojiPictures:
 
 def _save(folder: Path, pictures: EmojiPictures) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
+    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    aside.mkdir()
     try:
         np.save(aside / "pixels.npy", pictures.pixels)
         np.savez(

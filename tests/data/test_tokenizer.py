@@ -164,6 +164,25 @@ def test_nothing_half_written(
     assert [p.name for p in tmp_path.iterdir()] == ["tokenizer"]
 
 
+def test_a_failed_replacement_puts_the_old_one_back(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_tokenizer(tokenizer, tmp_path / "tokenizer")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    rename, calls = Path.rename, iter([True, False, True])
+
+    def second_fails(self: Path, target: Path) -> Path:
+        if not next(calls):
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", second_fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        save_tokenizer(train_tokenizer(["other words"], vocabulary_size=262), folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["tokenizer"]
+
+
 def test_other_files_are_never_replaced(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="holds other files"):
