@@ -109,7 +109,10 @@ class Upstream(NamedTuple):
 
 class GradientTile(Protocol):
     def __call__(self, r0: int, r1: int, c0: int, c1: int) -> Tensor:
-        """dL/ds of logits[r0:r1, c0:c1]; the tensor may be reused by the next call."""
+        """dL/ds of logits[r0:r1, c0:c1]; the tensor may be reused by the next call.
+
+        A backend that rounds it to float16 gives it in units of a 0-d tensor, its attribute `unit`.
+        """
 
 
 def merge(a: Axis, b: Axis, shift: int = 0) -> Axis:
