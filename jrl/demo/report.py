@@ -191,7 +191,7 @@ def _training(metrics: Mapping[str, Any]) -> str:
     pieces = training["pieces"]
     text = (
         f"{_count(training['steps'])} steps of {training['batch_size']} pairs ({training['epochs']} epochs) in "
-        f"{_duration(training['seconds'])}, validation included; {_duration(training['cpu_seconds'])} of processor "
+        f"{_duration(training['seconds'])}; {_duration(training['cpu_seconds'])} of processor "
         f"time. The faint lines are single batches, the strong ones the average of five neighbours."
     )
     if pieces > 1:

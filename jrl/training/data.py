@@ -46,8 +46,6 @@ class CaptionDataModule(lightning.LightningDataModule):
         caption_mix: how training mixes captions and keywords; one random caption when None.
         tokenizer: folder of a saved one; trained on the training captions when None.
         vocab_size: of the tokenizer to train.
-        tokenizer_emphasis: how many times a caption in one of `eval_languages` and a keyword count in training the
-            tokenizer; more of it keeps their words whole among many languages.
         max_length: tokens after which a caption is cut.
         augment: random changes in training; None for none.
         mean, std: of the normalisation, on the scale 0 to 1.
@@ -75,7 +73,6 @@ class CaptionDataModule(lightning.LightningDataModule):
         caption_mix: CaptionMix | None = None,
         tokenizer: str | None = None,
         vocab_size: int = 4096,
-        tokenizer_emphasis: int = 1,
         max_length: int = 32,
         augment: Augment | None = None,
         mean: Sequence[float] = CLIP_MEAN,
@@ -90,8 +87,6 @@ class CaptionDataModule(lightning.LightningDataModule):
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
-        if tokenizer_emphasis < 1:
-            raise ValueError(f"tokenizer_emphasis: expected at least 1, got {tokenizer_emphasis}")
         if max_length < 3:
             raise ValueError(f"max_length: expected at least 3, got {max_length}")
         if workers < 0:
@@ -107,7 +102,6 @@ class CaptionDataModule(lightning.LightningDataModule):
         self.languages = languages
         self.eval_languages = languages if eval_languages is None else eval_languages
         self.tokenizer_path, self.vocab_size, self.max_length = tokenizer, vocab_size, max_length
-        self.tokenizer_emphasis = tokenizer_emphasis
         self.augment, self.in_memory, self.workers, self.seed = augment, in_memory, workers, seed
         self.transform = ImageTransform(image_size, mean, std)
         self.image_size, self.mean, self.std = image_size, tuple(mean), tuple(std)
@@ -260,13 +254,10 @@ class CaptionDataModule(lightning.LightningDataModule):
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer_path is not None:
             return load_tokenizer(self.tokenizer_path)
-        train, more = self._parts[self.train_split], self.tokenizer_emphasis - 1
-        samples, captions = with_captions(train, self.languages, SkipReport())
+        samples, captions = with_captions(self._parts[self.train_split], self.languages, SkipReport())
         texts = [caption for several in captions for caption in several]
-        _, emphasised = with_captions(train, self.eval_languages, SkipReport())
-        texts += [caption for several in emphasised for caption in several] * more
         if self.caption_mix is not None:
-            texts += [tag for sample in samples for tag in sample.tags] * (1 + more)
+            texts += [tag for sample in samples for tag in sample.tags]
         return train_tokenizer(texts, vocabulary_size=self.vocab_size, max_length=self.max_length)
 
     def _source(self, part: str, *, train: bool) -> BatchSource:

@@ -46,32 +46,6 @@ def test_parts_are_disjoint_and_stable(pictures: Path) -> None:
         one.samples("test")
 
 
-def test_emphasis_keeps_the_words_of_evaluation_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    image = Image.new("RGB", (8, 8))
-    others = ["Fischerei", "poissonnerie", "pescheria", "visserij"]
-    samples = [
-        Sample(key=str(i), image=image, captions=["fish", *others], languages=["en", "de", "fr", "it", "nl"])
-        for i in range(4)
-    ]
-    monkeypatch.setattr(data_module, "_reader", lambda dataset: lambda: SampleSet(samples, name="made"))
-
-    def pieces(emphasis: int) -> int:
-        data = CaptionDataModule(
-            "made",
-            image_size=8,
-            batch_size=2,
-            vocab_size=270,
-            eval_languages=["en"],
-            tokenizer_emphasis=emphasis,
-            val_splits=(),
-        )
-        data.setup("fit")
-        assert data.tokenizer is not None
-        return len(data.tokenizer("fish", add_special_tokens=False)["input_ids"])
-
-    assert pieces(50) == 1 < pieces(1)
-
-
 def test_another_vocabulary_is_refused_on_resume(pictures: Path) -> None:
     first = module(pictures)
     first.setup("fit")
@@ -270,7 +244,6 @@ def test_dataset_parts_are_used_as_they_are(monkeypatch: pytest.MonkeyPatch) -> 
         ({"batch_size": 0}, "batch_size"),
         ({"eval_batch_size": 0}, "eval_batch_size"),
         ({"max_length": 1}, "max_length"),
-        ({"tokenizer_emphasis": 0}, "tokenizer_emphasis"),
         ({"workers": -1}, "workers"),
         ({"image_size": 0}, "size"),
         ({"std": (0.0, 1.0, 1.0)}, "std"),
