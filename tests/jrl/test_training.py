@@ -13,11 +13,12 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 
 from jrl.data.images import Augment
 from jrl.encoders import EncoderOutput, ImageEncoder, TextEncoder
-from jrl.systems import CLIP, OptimizerSpec, System
+from jrl.systems import CLIP, OptimizerSpec, System, load_system
 from jrl.training import AtomicCheckpointIO, CaptionDataModule, SystemModule, checkpoint_callbacks
 from jrl.training.augment import augment_batch
 from jrl.training.loader import EpochLoader, PartLoader
@@ -243,6 +244,7 @@ def fit(
     stop: int | None = None,
     resume: bool = False,
     module: SystemModule | None = None,
+    averaged: bool = False,
     **options: Any,
 ) -> tuple[SystemModule, lightning.Trainer]:
     torch.manual_seed(0)
@@ -252,7 +254,11 @@ def fit(
     callbacks = checkpoint_callbacks(run, every=every, monitor=monitor)
     trainer = lightning.Trainer(
         **{**config["trainer"], **options},
-        callbacks=[*callbacks, *([StopAt(stop)] if stop is not None else [])],
+        callbacks=[
+            *callbacks,
+            *([StopAt(stop)] if stop is not None else []),
+            *([EMAWeightAveraging(decay=0.5)] if averaged else []),
+        ],
         plugins=[AtomicCheckpointIO()],
         logger=False,
         default_root_dir=run,
@@ -281,6 +287,19 @@ def test_resume_gives_the_weights_of_an_uninterrupted_run(
     resumed, trainer = fit(tmp_path / "cut", values, every=every, resume=True)
     assert trainer.global_step == 16
     assert same_weights(resumed, whole)
+
+
+def test_resume_with_averaged_weights(tmp_path: Path, config: Callable[..., dict[str, Any]]) -> None:
+    """What configs/clip_emoji.yaml asks for: the run ends with a moving average of its weights, resumed or not."""
+    plain, _ = fit(tmp_path / "plain", config())
+    whole, _ = fit(tmp_path / "whole", config(), averaged=True)
+    assert not same_weights(plain, whole)
+    fit(tmp_path / "cut", config(), every=3, stop=7, averaged=True)
+    resumed, _ = fit(tmp_path / "cut", config(), every=3, resume=True, averaged=True)
+    assert same_weights(resumed, whole)
+    exported = load_system(tmp_path / "cut" / "model")
+    for name, value in whole.system.state_dict().items():
+        assert torch.equal(exported.state_dict()[name], value), name
 
 
 def test_training_passes_a_bar_and_keeps_last_and_best(
