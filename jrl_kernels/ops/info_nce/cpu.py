@@ -33,6 +33,7 @@ class _Tiles:
         rows, columns = source.shape
         self.buffer = torch.empty(min(BLOCK[0], rows) * min(BLOCK[1], columns), dtype=source.dtype)
         self.scale = float(source.scale)
+        self.scaled_at, self.scaled = (-1, -1), self.buffer
         self.bias = 0.0 if source.bias is None else float(source.bias)
 
     def __iter__(self) -> Iterator[tuple[int, int, Tensor]]:
@@ -47,8 +48,10 @@ class _Tiles:
             torch.mul(self.source.scores[r0:r1, c0:c1], self.scale, out=tile)
         else:
             assert self.source.x is not None and self.source.y is not None
-            torch.mm(self.source.x[r0:r1], self.source.y[c0:c1].T, out=tile)
-            tile *= self.scale  # not as addmm's alpha: a BLAS may ignore one that is NaN
+            if self.scaled_at != (r0, r1):
+                # Once for a row of tiles; and not as addmm's alpha, since a BLAS may ignore one that is NaN.
+                self.scaled_at, self.scaled = (r0, r1), self.source.x[r0:r1] * self.scale
+            torch.mm(self.scaled, self.source.y[c0:c1].T, out=tile)
         if self.source.bias is not None:
             tile += self.bias
         return tile
