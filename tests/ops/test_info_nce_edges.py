@@ -90,7 +90,9 @@ class TestEdges:
         wide = torch.randn(20, 6, device=device)
         x, y = wide.T[:, ::2], torch.randn(1, 10, device=device).expand(6, 10)
         expected = info_nce(x.contiguous(), y.contiguous(), backend=backend)
-        torch.testing.assert_close(info_nce(x, y, backend=backend), expected, rtol=1e-6, atol=0)
+        # The fused backends pack their operands first; a BLAS may sum strided ones in another order.
+        tolerance = 1e-6 if backend == "reference" else 0
+        torch.testing.assert_close(info_nce(x, y, backend=backend), expected, rtol=tolerance, atol=0)
 
     def test_a_converged_batch_keeps_its_gradient(self, backend: str, device: str) -> None:
         """p_ii - 1 is about -1e-4 here: a softmax rounded before the subtraction would lose it."""

@@ -12,7 +12,7 @@ from ... import _checks, _dispatch
 from . import reference
 from .autograd import refuse_second_derivative
 from .backends import BACKENDS, LIBRARY
-from .positives import Positives, parse
+from .positives import Positives, group, parse
 from .sweep import Source, Wanted, gradients
 
 _INPUTS = "Tensor x, Tensor y, Tensor scale, Tensor bias, Tensor? x_ids, Tensor? y_ids, Tensor? pair_rows, Tensor? pair_columns"
@@ -91,7 +91,8 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
         return sums, sums.new_empty(0)
     # softplus(-s) - softplus(s) = -s turns the sweep's negative term of a listed pair into its positive one.
     assert positives.rows is not None
-    return sums.index_add(0, positives.rows, -pair_logits), pair_logits
+    # By segments in a fixed order: index_add on a GPU would add a row's pairs in any.
+    return sums - group(positives.rows, sums.shape[0], in_order=True).reduce(pair_logits, "sum"), pair_logits
 
 
 def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
