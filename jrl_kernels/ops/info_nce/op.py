@@ -11,7 +11,7 @@ from torch import Tensor
 from ... import _checks, _dispatch
 from . import autograd, reference  # noqa: F401  (autograd registers torch.ops.jrl.info_nce_*)
 from .backends import BACKENDS as BACKENDS
-from .positives import Positives, parse
+from .positives import Positives, group, parse
 from .reference import RowLosses
 
 DIRECTIONS = ("both", "x_to_y", "y_to_x")
@@ -257,11 +257,9 @@ def _weights(
         raise ValueError(
             f"{op}: weights for positives given as ids must be a pair ([M], [N]), got one vector"
         )
-    total = weight.new_zeros(shape[1]).index_add(0, positives.columns, weight[positives.rows])
-    count = weight.new_zeros(shape[1]).index_add(
-        0, positives.columns, torch.ones_like(weight)[positives.rows]
-    )
-    return weight, total / count.clamp(min=1)
+    columns = group(positives.columns, shape[1], in_order=False)
+    total = columns.reduce(weight[positives.rows], "sum")
+    return weight, total / columns.counts().clamp(min=1)
 
 
 def _reference(
