@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,6 +34,83 @@ def matrix(op: str, name: str, value: Any, columns: int | None = None) -> Tensor
     if value.dim() != 2 or (columns is not None and value.shape[1] != columns):
         expected = f"[rows, {'columns' if columns is None else columns}]"
         raise ValueError(f"{op}: {name} must have shape {expected}, got {list(value.shape)}")
+    return value
+
+
+def shaped(op: str, name: str, value: Any, letters: str, sizes: dict[str, int]) -> Tensor:
+    """A floating tensor whose axes `letters` names ("B R D"): a size known already must match, a new one is recorded."""
+    tensor(op, name, value)
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
+    return _axes(op, name, value, letters, sizes)
+
+
+def _axes(op: str, name: str, value: Tensor, letters: str, sizes: dict[str, int]) -> Tensor:
+    axes = letters.split()
+    fits = value.dim() == len(axes) and all(
+        sizes.get(axis, size) == size for axis, size in zip(axes, value.shape, strict=True)
+    )
+    if not fits:
+        known = ", ".join(f"{axis} = {sizes[axis]}" for axis in axes if axis in sizes)
+        expected = f"[{', '.join(axes)}]" + (f" with {known}" if known else "")
+        raise ValueError(f"{op}: {name} must have shape {expected}, got {list(value.shape)}")
+    sizes.update(zip(axes, value.shape, strict=True))
+    return value
+
+
+def mask(
+    op: str, name: str, value: Any, letters: str, sizes: dict[str, int], like_name: str, like: Tensor
+) -> Tensor:
+    """A boolean tensor on the device of `like`, True where an item counts; axes as in `shaped`."""
+    tensor(op, name, value)
+    if value.dtype != torch.bool:
+        raise TypeError(f"{op}: {name} must be boolean, True for items that count, got {value.dtype}")
+    same_device(op, name, value, like_name, like)
+    return _axes(op, name, value, letters, sizes)
+
+
+def indices(
+    op: str,
+    name: str,
+    value: Any,
+    letters: str,
+    sizes: dict[str, int],
+    limit: int,
+    like_name: str,
+    like: Tensor,
+) -> Tensor:
+    """An int64 tensor of indices in [0, limit) on the device of `like`; axes as in `shaped`."""
+    tensor(op, name, value)
+    if value.dtype != torch.int64:
+        raise TypeError(f"{op}: {name} must be int64, got {value.dtype}")
+    same_device(op, name, value, like_name, like)
+    _axes(op, name, value, letters, sizes)
+    condition(((value >= 0) & (value < limit)).all(), f"{op}: {name} must hold indices in [0, {limit})")
+    return value
+
+
+def number(op: str, name: str, value: Any, above: float | None = None, minimum: float | None = None) -> float:
+    """A finite Python number, greater than `above` and at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: {name} must be a number, got {describe(value)}")
+    if not math.isfinite(value) or (above is not None and value <= above):
+        raise ValueError(f"{op}: {name} must be finite{_bound(' and greater than', above)}, got {value!r}")
+    if minimum is not None and value < minimum:
+        raise ValueError(f"{op}: {name} must be at least {minimum:g}, got {value!r}")
+    return float(value)
+
+
+def _bound(words: str, value: float | None) -> str:
+    return "" if value is None else f"{words} {value:g}"
+
+
+def integer(op: str, name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
+    """A Python int within bounds."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{op}: {name} must be an int, got {describe(value)}")
+    if value < minimum or (maximum is not None and value > maximum):
+        upper = "" if maximum is None else f" and at most {maximum}"
+        raise ValueError(f"{op}: {name} must be at least {minimum}{upper}, got {value}")
     return value
 
 

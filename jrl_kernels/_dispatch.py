@@ -72,6 +72,30 @@ def cpu(module: str, launcher: str) -> Backend:
     return Backend("cpu", module, lambda: _extension.unavailable(launcher), declines)
 
 
+def _no_gpu(instead: str) -> Refusal | None:
+    if not torch.cuda.is_available():
+        return "PyTorch sees no CUDA GPU", instead
+    if torch.cuda.get_device_capability() < (8, 0):
+        return "the GPU's compute capability is below 8.0", "use a GPU of compute capability 8.0 or newer"
+    return None
+
+
+def cuda(module: str, launcher: str) -> Backend:
+    """CUDA C++ kernels of the extension on NVIDIA GPUs of compute capability 8.0 and newer; `launcher` is one of them."""
+
+    def declines(device: str, dtype: torch.dtype) -> str | None:
+        if device != "cuda":
+            return f"takes CUDA tensors, got {device}"
+        return None if dtype in FLOATS else f"does not take {dtype}"
+
+    return Backend(
+        "cuda",
+        module,
+        lambda: _extension.unavailable(launcher) or _no_gpu("use a machine with one"),
+        declines,
+    )
+
+
 def triton(module: str) -> Backend:
     """Triton kernels on NVIDIA GPUs of compute capability 8.0 and newer."""
 
@@ -80,14 +104,7 @@ def triton(module: str) -> Backend:
             return "the package triton is not installed", "pip install 'triton>=3.6'"
         if interpreting():
             return None
-        if not torch.cuda.is_available():
-            return (
-                "PyTorch sees no CUDA GPU",
-                "set TRITON_INTERPRET=1 to run the kernels, slowly, on CPU tensors",
-            )
-        if torch.cuda.get_device_capability() < (8, 0):
-            return "the GPU's compute capability is below 8.0", "use a GPU of compute capability 8.0 or newer"
-        return None
+        return _no_gpu("set TRITON_INTERPRET=1 to run the kernels, slowly, on CPU tensors")
 
     def declines(device: str, dtype: torch.dtype) -> str | None:
         if device != "cuda" and not (device == "cpu" and interpreting()):

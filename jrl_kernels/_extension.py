@@ -41,6 +41,19 @@ def launch(name: str, *args: Any) -> None:
     (_module or get()).launch(name, *args)
 
 
+def launch_cuda(name: str, device: Any, *args: Any) -> None:
+    """Run a CUDA launcher, whose last parameter is a stream, on the current stream of a torch device; errors as `launch`."""
+    import torch
+
+    with torch.cuda.device(device):
+        launch(name, *args, torch.cuda.current_stream(device).cuda_stream)
+
+
+def pointer(tensor: Any, offset: int = 0) -> int:
+    """The address of a tensor's element `offset` counted in memory; 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr() + offset * tensor.element_size()
+
+
 def available(launcher: str | None = None) -> bool:
     """Whether the extension can be loaded and, with a name, contains that launcher."""
     return unavailable(launcher) is None

@@ -45,6 +45,8 @@ class Room:
 
 
 MODEL = ("triton", "lightning", "pytorch_lightning")
+# What losses over a matrix of scores share: the forms of positives, and the gradients that follow from tiles of dL/ds.
+SHARED = ("jrl_kernels._positives", "jrl_kernels._sweep")
 ROOMS = (
     Room(r"jrl/systems/.*", ("jrl.systems", "jrl.objectives", "jrl.encoders", PUBLIC_KERNELS), never=MODEL),
     Room(r"jrl/objectives/.*", ("jrl.objectives", PUBLIC_KERNELS), never=MODEL),
@@ -59,18 +61,26 @@ ROOMS = (
     Room(r"jrl_kernels/ops/\w+/reference\.py", (), (STANDARD_LIBRARY, "torch")),
     Room(
         r"jrl_kernels/ops/\w+/triton_\w+\.py",
-        ("{folder}", "jrl_kernels._triton", "jrl_kernels._dispatch"),
+        ("{folder}", "jrl_kernels._triton", "jrl_kernels._triton_", "jrl_kernels._dispatch", *SHARED),
         (STANDARD_LIBRARY, "torch", "triton"),
         never=("torch.autograd", "torch.library", "{folder}.autograd", "{folder}.op", "{folder}.reference"),
     ),
     Room(
         r"jrl_kernels/ops/\w+/.*",
-        ("{folder}", "jrl_kernels._checks", "jrl_kernels._dispatch", "jrl_kernels._extension"),
+        (
+            "{folder}",
+            "jrl_kernels._checks",
+            "jrl_kernels._dispatch",
+            "jrl_kernels._extension",
+            "jrl_kernels._operators",
+            "jrl_kernels._cpu_tiles",
+            *SHARED,
+        ),
         (STANDARD_LIBRARY, "torch", "numpy"),
     ),
     Room(
         r"jrl_kernels/_triton\w*\.py",
-        ("jrl_kernels._triton", "jrl_kernels._dispatch"),
+        ("jrl_kernels._triton", "jrl_kernels._triton_", "jrl_kernels._dispatch", *SHARED),
         (STANDARD_LIBRARY, "torch", "triton", "numpy"),
     ),
     Room(r"jrl_kernels/integrations/.*", ("jrl_kernels",)),
@@ -121,8 +131,9 @@ def allowed(found: Import, room: Room, folder: str) -> bool:
     package = found.target.split(".")[0]
     if package == "__future__":
         return True
-    if found.for_types and folder.startswith("jrl_kernels.ops.") and under(found.target, folder):
-        return True  # the annotation of a sibling's class
+    in_op = folder.startswith("jrl_kernels.ops.")
+    if found.for_types and in_op and any(under(found.target, name) for name in (folder, *SHARED)):
+        return True  # the annotation of a class of a sibling, or of one that ops share
     if any(under(found.target, name.format(folder=folder)) for name in room.never):
         return False
     if package in ("torchvision", "timm"):

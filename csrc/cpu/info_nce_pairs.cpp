@@ -84,5 +84,5 @@ int scatter(T* s, int64_t rows, int64_t columns, int64_t r0, int64_t c0, const i
 
 JRL_CPU_LAUNCHERS(info_nce_mask, mask);
 JRL_CPU_LAUNCHERS(info_nce_positives, positives);
-JRL_CPU_LAUNCHERS(info_nce_gather, gather);
-JRL_CPU_LAUNCHERS(info_nce_scatter, scatter);
+JRL_CPU_LAUNCHERS(tile_gather, gather);
+JRL_CPU_LAUNCHERS(tile_scatter, scatter);

@@ -12,14 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from jrl_kernels import _triton_launch as triton_launch
+from jrl_kernels._positives import Positives
+from jrl_kernels._sweep import Source
 from jrl_kernels.ops.info_nce import (
     triton_kernel,
-    triton_launch,
 )
 from jrl_kernels.ops.info_nce.cases import Shape
-from jrl_kernels.ops.info_nce.positives import Positives
 from jrl_kernels.ops.info_nce.reference import positive_mask
-from jrl_kernels.ops.info_nce.sweep import Axis, Options, Source, Upstream
+from jrl_kernels.ops.info_nce.sweep import Axis, Options, Upstream
 from tests.ops.interpreted_inputs import (
     HALVES_AND_FLOAT,
     SHAPE,

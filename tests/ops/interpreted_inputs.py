@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from jrl_kernels._positives import Positives
+from jrl_kernels._sweep import Source
 from jrl_kernels.ops.info_nce.cases import Shape
-from jrl_kernels.ops.info_nce.positives import Positives
-from jrl_kernels.ops.info_nce.sweep import Options, Source
+from jrl_kernels.ops.info_nce.sweep import Options
 
 HALVES_AND_FLOAT = [torch.float32, torch.bfloat16, torch.float16]
 SHAPE = Shape(21, 30, 19)

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import torch
 
+from jrl_kernels import _triton_launch as triton_launch
+from jrl_kernels._positives import Positives
 from jrl_kernels.ops.info_nce import (
     info_nce,
     info_nce_from_scores,
     sigmoid_contrastive,
     triton_kernel,
-    triton_launch,
 )
 from jrl_kernels.ops.info_nce.cases import POSITIVES, Shape, make_inputs
-from jrl_kernels.ops.info_nce.positives import Positives
 from jrl_kernels.ops.info_nce.reference import positive_mask
 from tests.ops.conformance import assert_close_to_truth, cast, value_and_gradients
 from tests.ops.interpreted_inputs import (

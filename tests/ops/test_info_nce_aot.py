@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from jrl_kernels.ops.info_nce.positives import Positives
-from jrl_kernels.ops.info_nce.sweep import Options, Source, Upstream
+from jrl_kernels._positives import Positives
+from jrl_kernels._sweep import Source
+from jrl_kernels.ops.info_nce.sweep import Options, Upstream
 from tests.triton_aot import Compiled, Compiler, compiler, faults
 
 pytestmark = pytest.mark.skipif(

@@ -16,9 +16,11 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("the package triton is not installed", allow_module_level=True)
 
 from jrl_kernels import _triton
-from jrl_kernels.ops.info_nce import triton_kernel, triton_launch
-from jrl_kernels.ops.info_nce.positives import Positives
-from jrl_kernels.ops.info_nce.sweep import Options, Source, Upstream
+from jrl_kernels import _triton_launch as triton_launch
+from jrl_kernels._positives import Positives
+from jrl_kernels._sweep import Source
+from jrl_kernels.ops.info_nce import triton_kernel
+from jrl_kernels.ops.info_nce.sweep import Options, Upstream
 
 INTERPRETED = [Path(__file__).with_name(f"interpreted_{name}.py") for name in ("info_nce", "operators")]
 GROUPS = [

@@ -12,24 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._checks import accumulation, without_autocast
-from .backends import BACKENDS, LIBRARY
-from .positives import Groups, Positives, equal_counts, group
-from .sweep import Axis, Gradients, Options, Source, Upstream, Wanted, gradients, merge, of_pairs
-
-_INPUTS = (
-    "Tensor? x, Tensor? y, Tensor? scores, Tensor scale, Tensor? negatives, Tensor? x_ids, Tensor? y_ids, "
-    "Tensor? pair_rows, Tensor? pair_columns, Tensor? exclude_x, Tensor? exclude_y, Tensor? exclude_negatives, "
-)
-_OPTIONS = "str direction, str multi_positive, bool details, str backend"
-LIBRARY.define(
-    f"info_nce_forward({_INPUTS}{_OPTIONS}) -> "
-    "(Tensor loss_x, Tensor loss_y, Tensor state_x, Tensor state_y, Tensor pair_logits)"
-)
-LIBRARY.define(
-    f"info_nce_backward(Tensor grad_x, Tensor grad_y, {_INPUTS}Tensor state_x, Tensor state_y, Tensor pair_logits, "
-    f"bool[] wanted, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)"
-)
+from ..._checks import accumulation
+from ..._operators import register
+from ..._positives import Groups, Positives, equal_counts, group
+from ..._sweep import Gradients, Source, Wanted, gradients
+from .backends import BACKENDS
+from .sweep import Axis, Options, Upstream, merge, of_pairs
 
 
 class _Problem:
@@ -204,7 +192,7 @@ class _Side:
         return softmax - self.per_positive[index]
 
 
-def _backward(grad_x: Tensor, grad_y: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _backward(grad_x: Tensor, grad_y: Tensor, *arguments: Any) -> tuple[Tensor | None, ...]:
     *inputs, state_x, state_y, pair_logits, wanted_flags = arguments[:-4]
     problem = _Problem(*inputs, *arguments[-4:])
     source, options = problem.source, problem.options
@@ -243,15 +231,7 @@ def _backward(grad_x: Tensor, grad_y: Tensor, *arguments: Any) -> tuple[Tensor, 
             None if total.scale is None or extra.scale is None else total.scale + extra.scale,
         )
 
-    def cast(gradient: Tensor | None, like: Tensor | None) -> Tensor:
-        return source.scale.new_empty(0) if gradient is None or like is None else gradient.to(like.dtype)
-
-    return (
-        cast(total.x if wanted.x else None, inputs[0]),
-        cast(total.y, inputs[1]),
-        cast(total.scores, inputs[2]),
-        cast(total.scale, source.scale),
-    )
+    return total.x, total.y, total.scores, total.scale
 
 
 def _forward_fake(
@@ -279,51 +259,15 @@ def _forward_fake(
     )
 
 
-def _backward_fake(grad_x: Tensor, grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    x, y, scores, scale = arguments[:4]
-    wanted = arguments[15]
-
-    def like(tensor: Tensor | None, flag: bool) -> Tensor:
-        if tensor is None or not flag:
-            return scale.new_empty(0)
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-
-    return (like(x, wanted[0]), like(y, wanted[1]), like(scores, wanted[2]), like(scale, wanted[3]))
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    tensors, ctx.options = inputs[:12], inputs[12:]
-    ctx.save_for_backward(*tensors, *output[2:])
-    ctx.mark_non_differentiable(*output[2:])
-
-
-def _differentiate(ctx: Any, grad_x: Tensor, grad_y: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-    *tensors, state_x, state_y, pair_logits = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    wanted = [needs[0], needs[1], needs[2], needs[3]]
-    found = torch.ops.jrl.info_nce_backward(
-        grad_x, grad_y, *tensors, state_x, state_y, pair_logits, wanted, *ctx.options
-    )
-    first = tuple(gradient if flag else None for gradient, flag in zip(found, wanted, strict=True))
-    return (*first, *(None,) * (len(needs) - 4))
-
-
-def refuse_second_derivative(op: str) -> Any:
-    """A backward for the backward: it would be wrong to return anything."""
-
-    def backward(ctx: Any, *unused: Any) -> Any:
-        raise NotImplementedError(
-            f"{op}: its fused backward has no derivative; use backend='reference' where a second derivative is needed"
-        )
-
-    return backward
-
-
-LIBRARY.impl("info_nce_forward", without_autocast(_forward), "CompositeExplicitAutograd")
-LIBRARY.impl("info_nce_backward", without_autocast(_backward), "CompositeExplicitAutograd")
-torch.library.register_fake("jrl::info_nce_forward", _forward_fake, lib=LIBRARY)
-torch.library.register_fake("jrl::info_nce_backward", _backward_fake, lib=LIBRARY)
-torch.library.register_autograd(
-    "jrl::info_nce_forward", _differentiate, setup_context=_setup_context, lib=LIBRARY
+register(
+    "info_nce",
+    inputs="Tensor? x, Tensor? y, Tensor? scores, Tensor scale, Tensor? negatives, Tensor? x_ids, Tensor? y_ids, "
+    "Tensor? pair_rows, Tensor? pair_columns, Tensor? exclude_x, Tensor? exclude_y, Tensor? exclude_negatives",
+    options="str direction, str multi_positive, bool details, str backend",
+    outputs=("loss_x", "loss_y", "state_x", "state_y", "pair_logits"),
+    differentiable=2,
+    gradients=("x", "y", "scores", "scale"),
+    forward=_forward,
+    fake=_forward_fake,
+    backward=_backward,
 )
-torch.library.register_autograd("jrl::info_nce_backward", refuse_second_derivative("info_nce"), lib=LIBRARY)

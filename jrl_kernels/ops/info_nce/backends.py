@@ -1,8 +1,6 @@
-"""The implementations of the contrastive losses, and the library that their operators are registered in."""
+"""The implementations of the contrastive losses."""
 
 from __future__ import annotations
-
-import torch
 
 from ... import _dispatch
 
@@ -12,5 +10,3 @@ BACKENDS = _dispatch.table(
     _dispatch.cpu(f"{__package__}.cpu", "info_nce_statistics_f32_cpu"),
     _dispatch.triton(f"{__package__}.triton_kernel"),
 )
-
-LIBRARY = torch.library.Library("jrl", "FRAGMENT")

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ... import _checks, _dispatch
+from ..._positives import Positives, group, parse
 from . import autograd, reference  # noqa: F401  (autograd registers torch.ops.jrl.info_nce_*)
 from .backends import BACKENDS as BACKENDS
-from .positives import Positives, group, parse
 from .reference import RowLosses
 
 DIRECTIONS = ("both", "x_to_y", "y_to_x")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .positives import Positives
+    from ..._positives import Positives
 
 
 class RowLosses(NamedTuple):

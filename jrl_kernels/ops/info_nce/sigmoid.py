@@ -8,19 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ... import _checks, _dispatch
+from ... import _checks, _dispatch, _operators
+from ..._positives import Positives, group, parse
+from ..._sweep import Source, Wanted, gradients
 from . import reference
-from .autograd import refuse_second_derivative
-from .backends import BACKENDS, LIBRARY
-from .positives import Positives, group, parse
-from .sweep import Source, Wanted, gradients
-
-_INPUTS = "Tensor x, Tensor y, Tensor scale, Tensor bias, Tensor? x_ids, Tensor? y_ids, Tensor? pair_rows, Tensor? pair_columns"
-LIBRARY.define(f"sigmoid_contrastive_forward({_INPUTS}, str backend) -> (Tensor loss, Tensor pair_logits)")
-LIBRARY.define(
-    f"sigmoid_contrastive_backward(Tensor grad, {_INPUTS}, Tensor pair_logits, bool[] wanted, str backend) "
-    "-> (Tensor, Tensor, Tensor, Tensor)"
-)
+from .backends import BACKENDS
 
 
 def sigmoid_contrastive(
@@ -95,23 +87,14 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     return sums - group(positives.rows, sums.shape[0], in_order=True).reduce(pair_logits, "sum"), pair_logits
 
 
-def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor | None, ...]:
     *inputs, pair_logits, flags, backend = arguments
     implementation, source, positives = _problem(*inputs, backend)
     listed = None if positives.rows is None else pair_logits
     tile, block = implementation.sigmoid_gradient(source, positives, grad.contiguous(), listed)
     found = gradients(source, tile, block, Wanted(flags[0], flags[1], False, flags[2]), bias=flags[3])
 
-    def cast(gradient: Tensor | None, dtype: torch.dtype, flag: bool) -> Tensor:
-        return source.scale.new_empty(0) if gradient is None or not flag else gradient.to(dtype)
-
-    dtype = inputs[0].dtype
-    return (
-        cast(found.x, dtype, flags[0]),
-        cast(found.y, dtype, flags[1]),
-        cast(found.scale, source.dtype, flags[2]),
-        cast(found.bias, source.dtype, flags[3]),
-    )
+    return found.x, found.y, found.scale, found.bias
 
 
 def _forward_fake(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -119,34 +102,13 @@ def _forward_fake(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, *rest: Any)
     return losses, losses.new_empty(0 if rest[2] is None else rest[2].shape[0])
 
 
-def _backward_fake(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    wanted = arguments[9]
-    return tuple(
-        torch.empty(t.shape, dtype=t.dtype, device=t.device) if flag else arguments[2].new_empty(0)
-        for t, flag in zip(arguments[:4], wanted, strict=True)
-    )
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.backend = inputs[-1]
-    ctx.save_for_backward(*inputs[:-1], output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _differentiate(ctx: Any, grad: Tensor, unused: Any) -> tuple[Tensor | None, ...]:
-    wanted = list(ctx.needs_input_grad[:4])
-    found = torch.ops.jrl.sigmoid_contrastive_backward(grad, *ctx.saved_tensors, wanted, ctx.backend)
-    first = tuple(gradient if flag else None for gradient, flag in zip(found, wanted, strict=True))
-    return (*first, *(None,) * 5)
-
-
-LIBRARY.impl("sigmoid_contrastive_forward", _checks.without_autocast(_forward), "CompositeExplicitAutograd")
-LIBRARY.impl("sigmoid_contrastive_backward", _checks.without_autocast(_backward), "CompositeExplicitAutograd")
-torch.library.register_fake("jrl::sigmoid_contrastive_forward", _forward_fake, lib=LIBRARY)
-torch.library.register_fake("jrl::sigmoid_contrastive_backward", _backward_fake, lib=LIBRARY)
-torch.library.register_autograd(
-    "jrl::sigmoid_contrastive_forward", _differentiate, setup_context=_setup_context, lib=LIBRARY
-)
-torch.library.register_autograd(
-    "jrl::sigmoid_contrastive_backward", refuse_second_derivative("sigmoid_contrastive"), lib=LIBRARY
+_operators.register(
+    "sigmoid_contrastive",
+    inputs="Tensor x, Tensor y, Tensor scale, Tensor bias, Tensor? x_ids, Tensor? y_ids, Tensor? pair_rows, Tensor? pair_columns",
+    options="str backend",
+    outputs=("losses", "pair_logits"),
+    gradients=("x", "y", "scale", "bias"),
+    forward=_forward,
+    fake=_forward_fake,
+    backward=_backward,
 )

@@ -1,4 +1,4 @@
-"""The Triton backend: launches the kernels of triton_softmax, triton_sigmoid and triton_tiles on NVIDIA GPUs.
+"""The Triton backend: launches the kernels of triton_softmax and triton_sigmoid on NVIDIA GPUs.
 
 No launch reads the GPU's memory or depends on what it holds, so every function here can be captured in a CUDA graph.
 """
@@ -11,16 +11,17 @@ import torch
 import triton
 from torch import Tensor
 
-from .positives import Positives
-from .sweep import Axis, GradientTile, Options, Source, Statistics, Upstream
-from .triton_launch import Problem
+from ..._positives import Positives
+from ..._sweep import GradientTile, Source
+from ..._triton_launch import Problem
+from ..._triton_tiles import scatter_kernel
+from .sweep import Axis, Options, Statistics, Upstream
 from .triton_sigmoid import (
     sigmoid_contrastive_gradient_kernel,
     sigmoid_contrastive_reduce_kernel,
     sigmoid_contrastive_sums_kernel,
 )
 from .triton_softmax import info_nce_gradient_kernel, info_nce_reduce_kernel, info_nce_statistics_kernel
-from .triton_tiles import scatter_kernel
 
 REDUCE = {"BLOCK": 128, "BLOCK_SLOTS": 16, "num_warps": 4}
 SCATTER_BLOCK = 1024

@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_tiles import LN_2, LOG2_E, equal_ids, logits_tile, reduce_sum, tile_of_program
+from ..._triton_tiles import LN_2, LOG2_E, equal_ids, logits_tile, reduce_sum, tile_of_program
 
 
 @triton.jit

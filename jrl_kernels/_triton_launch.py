@@ -1,4 +1,4 @@
-"""How the Triton kernels of the contrastive losses are launched: tile sizes by chip, and the operands of one problem."""
+"""How the Triton kernels over a matrix of scores are launched: tile sizes by chip, and the operands of one problem."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 import triton
 from torch import Tensor
 
-from ... import _dispatch, _triton
-from .positives import Positives
-from .sweep import Source
-from .triton_tiles import pair_logits_kernel
+from . import _dispatch, _triton
+from ._positives import Positives
+from ._sweep import Source
+from ._triton_tiles import pair_logits_kernel
 
 
 class Tile(NamedTuple):

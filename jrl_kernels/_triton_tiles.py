@@ -1,4 +1,4 @@
-"""What the Triton kernels of the contrastive losses share: a tile of logits, and the listed pairs.
+"""What the Triton kernels over a matrix of scores share: a tile of logits, and the listed pairs.
 
 Each program of a matrix kernel owns one BLOCK_M x BLOCK_N tile of the logits s = scale * x @ y.T: it never leaves the registers,
 in float32, and ends as partial sums per row and column or as a tile of dL/ds. No atomics: partials lie side by side, one slot a

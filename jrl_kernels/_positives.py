@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ... import _checks
+from . import _checks
 
 
 class Positives(NamedTuple):
