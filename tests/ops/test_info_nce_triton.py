@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,30 +16,13 @@ from jrl_kernels._positives import Positives
 from jrl_kernels._sweep import Source
 from jrl_kernels.ops.info_nce import triton_kernel
 from jrl_kernels.ops.info_nce.sweep import Options, Upstream
-
-INTERPRETED = [Path(__file__).with_name(f"interpreted_{name}.py") for name in ("info_nce", "operators")]
-GROUPS = [
-    f"{path.name}::{group}"
-    for path in INTERPRETED
-    for group in re.findall(r"^class (Test\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
-]
+from tests import interpreter
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", interpreter.groups("info_nce", "operators"))
 def test_in_the_interpreter(group: str) -> None:
-    """In a process of its own: Triton looks at TRITON_INTERPRET when it is imported."""
-    root = Path(__file__).parents[2]
-    target = str(Path(__file__).with_name(group))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", target],
-        env=environment | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        cwd=root, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
-    assert "skipped" not in done.stdout
+    interpreter.run(group)
 
 
 @pytest.fixture
