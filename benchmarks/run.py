@@ -18,28 +18,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import bars
 from .measure import Rates, Step, extra_memory, interleave, machine, machine_rates
 from .plots import draw
-from .workloads import WORKLOADS, Loss, Workload
+from .workloads import WORKLOADS, Workload
+from .workloads.workload import Function
 
 AGAINST = ("eager", "compile", "chunked")
 DTYPES = {"cpu": (torch.float32,), "cuda": (torch.bfloat16, torch.float32)}
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 
 
-def variants(workload: Workload, device: str, against: list[str]) -> dict[str, Loss]:
-    ours = {"cpu": "cpu", "cuda": "triton"}[device]
-    found: dict[str, Loss] = {}
-    if ours in workload.backends:
-        found[f"jrl {ours}"] = partial(workload.ours, backend=ours)
-    if "eager" in against:
-        found["eager"] = workload.eager
-    if "compile" in against:
-        found["compile"] = torch.compile(
-            workload.eager, mode="max-autotune" if device == "cuda" else "default"
-        )
-    if "chunked" in against:
-        found["chunked"] = workload.chunked
+def variants(workload: Workload, device: str, against: list[str]) -> dict[str, Function]:
+    ours = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}[device]
+    found: dict[str, Function] = {
+        f"jrl {name}": partial(workload.ours, backend=name) for name in ours if name in workload.backends
+    }
+    found |= {name: peer for name, peer in workload.peers.items() if name in against}
+    if "compile" in against and "eager" in workload.peers:
+        mode = "max-autotune" if device == "cuda" else "default"
+        found["compile"] = torch.compile(workload.peers["eager"], mode=mode)
     return found
 
 
@@ -47,26 +45,51 @@ def _leaves(arguments: dict[str, Any]) -> list[Tensor]:
     return [v for v in arguments.values() if isinstance(v, Tensor) and v.requires_grad]
 
 
-def disagreement(loss: Loss, workload: Workload, device: str, dtype: torch.dtype) -> float:
-    """Largest error of loss and gradients against float64, relative to each one's size, on a small problem."""
-    shape = workload.cases.Shape(384, 384, 64)
-    arguments = workload.make_inputs(shape, dtype=dtype, device=device)
-    exact = {k: v.detach().double().requires_grad_() for k, v in arguments.items()}
-    truth_loss = workload.ours(**exact, backend="reference")
-    truth = [truth_loss, *torch.autograd.grad(truth_loss, _leaves(exact))]
-    value = loss(**arguments)
-    found = [value, *torch.autograd.grad(value, _leaves(arguments))]
+def _outputs(result: Any) -> list[Tensor]:
+    return [t for t in (result if isinstance(result, (tuple, list)) else (result,)) if isinstance(t, Tensor)]
+
+
+def _weighed(result: Any) -> Tensor:
+    """The scalar that is differentiated."""
+    total = None
+    for output in _outputs(result):
+        if output.is_floating_point():
+            weight = torch.linspace(0.5, 1.5, output.numel(), device=output.device).view(output.shape)
+            term = (output * weight.to(output.dtype)).sum()
+            total = term if total is None else total + term
+    assert total is not None
+    return total
+
+
+def _double(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.detach().double().requires_grad_(value.requires_grad)
+    return value
+
+
+def disagreement(function: Function, workload: Workload, device: str, dtype: torch.dtype) -> float:
+    """Largest error of outputs and gradients against float64, relative to each one's size, on a small problem."""
+    arguments = workload.make_inputs(workload.parity, dtype=dtype, device=device)
+    exact = {name: _double(value) for name, value in arguments.items()}
+
+    def numbers(result: Any, given: dict[str, Any]) -> list[Tensor]:
+        leaves = _leaves(given) if workload.backward else []
+        return _outputs(result) + (list(torch.autograd.grad(_weighed(result), leaves)) if leaves else [])
+
+    truth = numbers(workload.ours(**exact, backend="reference"), exact)
+    found = numbers(function(**arguments), arguments)
     return max(
-        float((f.detach().double() - t.detach()).norm() / t.detach().norm().clamp(min=1e-12))
+        float((f.detach().double() - t.detach()).norm() / t.detach().double().norm().clamp(min=1e-12))
         for f, t in zip(found, truth, strict=True)
     )
 
 
-def _steps(loss: Loss, arguments: dict[str, Any], backward: bool) -> Step:
+def _steps(function: Function, arguments: dict[str, Any], backward: bool) -> Step:
     if backward:
         leaves = _leaves(arguments)
-        return lambda: torch.autograd.grad(loss(**arguments), leaves)
-    return lambda: loss(**{k: v.detach() for k, v in arguments.items()})
+        return lambda: torch.autograd.grad(_weighed(function(**arguments)), leaves)
+    detached = {k: v.detach() if isinstance(v, Tensor) else v for k, v in arguments.items()}
+    return lambda: function(**detached)
 
 
 def run_case(
@@ -79,31 +102,33 @@ def run_case(
     rates: Rates,
     quick: bool,
 ) -> list[dict[str, Any]]:
-    arguments = workload.make_inputs(shape, dtype=dtype, device=device, scale=14.0)
+    arguments = workload.make_inputs(shape, dtype=dtype, device=device)
     about = {"op": name, "shape": list(shape), "dtype": str(dtype).removeprefix("torch.")}
-    losses: dict[str, tuple[Loss, dict[str, Any]]] = {}
+    functions: dict[str, tuple[Function, dict[str, Any]]] = {}
     rows: list[dict[str, Any]] = []
-    for variant, loss in variants(workload, device, against).items():
+    for variant, function in variants(workload, device, against).items():
         case = {**about, "variant": variant}
-        error = disagreement(loss, workload, device, dtype)
-        if not error <= TOLERANCE[dtype]:
-            rows.append({**case, "refused": f"disagrees with float64 by {error:.2g}"})
-            continue
         try:
-            memory = extra_memory(_steps(loss, arguments, backward=True), device)
-        except torch.cuda.OutOfMemoryError as reason:
+            error = disagreement(function, workload, device, dtype)
+            if not error <= TOLERANCE[dtype]:
+                rows.append({**case, "refused": f"disagrees with float64 by {error:.2g}"})
+                continue
+            memory = extra_memory(_steps(function, arguments, workload.backward), device)
+        except (torch.cuda.OutOfMemoryError, NotImplementedError) as reason:
             rows.append({**case, "refused": str(reason).splitlines()[0]})
             continue
-        losses[variant] = (loss, {**case, "error": error, "extra_bytes": memory})
-    for backward in (False, True):
-        steps = {variant: _steps(loss, arguments, backward) for variant, (loss, _) in losses.items()}
-        if backward:
-            steps["4 products"] = four_products(arguments)
+        functions[variant] = (function, {**case, "error": error, "extra_bytes": memory})
+    for backward in (False, True) if workload.backward else (False,):
+        steps = {
+            variant: _steps(function, arguments, backward) for variant, (function, _) in functions.items()
+        }
+        if workload.products is not None:
+            steps["products"] = workload.products(arguments, backward)
         timings = interleave(steps, device, repeats=3 if quick else 7, warmup=1)
         flops = workload.cases.flops(shape, backward)
         floor = max(flops / rates.flops, workload.cases.bytes_moved(shape, dtype, backward) / rates.bytes)
         for variant, timing in timings.items():
-            case = losses[variant][1] if variant in losses else {**about, "variant": variant}
+            case = functions[variant][1] if variant in functions else {**about, "variant": variant}
             rows.append(
                 {
                     **case,
@@ -118,24 +143,11 @@ def run_case(
     return rows
 
 
-def four_products(arguments: dict[str, Any]) -> Step:
-    """The matrix products that no method with one recompute can avoid."""
-    x, y = arguments["x"].detach(), arguments["y"].detach()
-
-    def step() -> None:
-        x @ y.T
-        logits = x @ y.T
-        logits @ y
-        logits.T @ x
-
-    return step
-
-
 def table(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    out = Table(title="contrastive losses", show_lines=False)
+    out = Table(title="benchmarks", show_lines=False)
     for column in (
         "op",
         "shape",
@@ -167,26 +179,6 @@ def table(rows: list[dict[str, Any]]) -> None:
             "" if error is None else f"{error:.1e}",
         )
     Console(width=None if sys.stdout.isatty() else 150).print(out)
-
-
-def missed_cpu_bars(rows: list[dict[str, Any]]) -> list[str]:
-    """performance bars of InfoNCE at 8192 x 512, float32, forward and backward, by ratio within one run."""
-    found = {
-        row["variant"]: row
-        for row in rows
-        if row["op"] == "info_nce"
-        and row["shape"] == [8192, 8192, 512]
-        and row.get("pass") == "forward+backward"
-    }
-    ours, eager, products = found["jrl cpu"], found["eager"], found["4 products"]
-    ratios = (
-        ("time against eager", ours["milliseconds"] / eager["milliseconds"], 0.45),
-        ("time against four products", ours["milliseconds"] / products["milliseconds"], 1.1),
-        ("extra memory against eager", ours["extra_bytes"] / eager["extra_bytes"], 1 / 16),
-    )
-    for name, ratio, bar in ratios:
-        print(f"info_nce 8192 x 512: {name} {ratio:.3f} (bar {bar:.4g})")
-    return [f"{name}: {ratio:.3f} is above {bar:.4g}" for name, ratio, bar in ratios if ratio > bar]
 
 
 def commit() -> str | None:
@@ -233,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
         result = {**machine(given.device), "commit": commit(), "rates": rates, "rows": rows}
         (given.out / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         draw(result, given.out)
-    missed = missed_cpu_bars(rows) if given.bars else []
+    missed = bars.missed(rows) if given.bars else []
     for line in missed:
         print(f"missed: {line}", file=sys.stderr)
     return 1 if missed else 0

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import run
+from benchmarks import bars, run
 from benchmarks.measure import extra_memory, interleave
-from benchmarks.run import disagreement, missed_cpu_bars
+from benchmarks.run import disagreement
 from benchmarks.workloads import WORKLOADS
 from jrl_kernels.ops.info_nce.cases import BENCHMARK_SHAPES, Shape, make_inputs
 
@@ -31,48 +31,58 @@ def test_writes_what_it_measured(small: None, tmp_path: Path, capsys: pytest.Cap
     ours = rows["info_nce", "jrl cpu", "forward+backward"]
     assert 0 < ours["low"] <= ours["milliseconds"] <= ours["high"]
     assert ours["error"] < 1e-5 and ours["shape"] == [256, 256, 32]
-    assert rows["info_nce", "4 products", "forward+backward"]["milliseconds"] > 0
+    assert rows["info_nce", "products", "forward+backward"]["milliseconds"] > 0
     for op in WORKLOADS:
         assert (tmp_path / f"{op}_float32.png").read_bytes().startswith(b"\x89PNG")
     assert "jrl cpu" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", WORKLOADS)
-@pytest.mark.parametrize("variant", ["eager", "chunked"])
-def test_variants_compute_the_same_loss(name: str, variant: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "peer"), [(name, peer) for name, workload in WORKLOADS.items() for peer in workload.peers]
+)
+def test_peers_compute_the_same(name: str, peer: str) -> None:
     workload = WORKLOADS[name]
-    assert disagreement(getattr(workload, variant), workload, "cpu", torch.float32) < 1e-5
+    assert disagreement(workload.peers[peer], workload, "cpu", torch.float32) < 1e-5
 
 
 def test_a_variant_that_disagrees_is_not_timed(
     small: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     real = WORKLOADS["info_nce"]
-    monkeypatch.setitem(WORKLOADS, "info_nce", real._replace(eager=lambda **given: 1.01 * real.ours(**given)))
+    monkeypatch.setitem(
+        WORKLOADS, "info_nce", real._replace(peers={"eager": lambda **given: 1.01 * real.ours(**given)})
+    )
     run.main(["--device", "cpu", "--op", "info_nce", "--against", "eager", "--out", str(tmp_path), "--quick"])
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     (refused,) = [row for row in rows if row["variant"] == "eager"]
     assert refused["refused"].startswith("disagrees with float64 by 0.01")
 
 
-def test_bars_are_checked() -> None:
+def test_bars_are_checked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def row(variant: str, milliseconds: float, extra: int) -> dict[str, object]:
-        return {
-            "op": "info_nce",
-            "shape": [8192, 8192, 512],
-            "pass": "forward+backward",
-            "variant": variant,
-            "milliseconds": milliseconds,
-            "extra_bytes": extra,
-        }
+        about = {"op": "info_nce", "shape": [8, 8, 2], "pass": "forward", "variant": variant}
+        return {**about, "milliseconds": milliseconds, "extra_bytes": extra}
 
-    eager, products = row("eager", 100.0, 1600), row("4 products", 50.0, 0)
-    assert missed_cpu_bars([row("jrl cpu", 40.0, 100), eager, products]) == []
-    assert [m.split(":")[0] for m in missed_cpu_bars([row("jrl cpu", 60.0, 101), eager, products])] == [
-        "time against eager",
-        "time against four products",
-        "extra memory against eager",
+    case = "info_nce", [8, 8, 2], "forward"
+    against_eager = bars.Bar(*case, "milliseconds", "eager", 0.45)
+    own_memory = bars.Bar(*case, "extra_bytes", None, 1000)
+    monkeypatch.setattr(bars, "BARS", (against_eager, own_memory))
+    eager = row("eager", 100.0, 1600)
+    assert bars.missed([row("jrl cpu", 45.0, 1000), eager]) == []
+    assert "info_nce 8x8x2 forward: time against eager 0.45 (bar 0.45)" in capsys.readouterr().out
+    assert bars.missed([row("jrl cpu", 60.0, 1001), eager]) == [
+        "info_nce 8x8x2 forward: time against eager 0.6 is above 0.45",
+        "info_nce 8x8x2 forward: extra memory 1001 is above 1000",
     ]
+    assert bars.missed([row("jrl cpu", 60.0, 1000)]) == [
+        "info_nce 8x8x2 forward: time against eager: not measured"
+    ]
+
+
+def test_bars_are_of_shapes_that_are_measured() -> None:
+    for bar in bars.BARS:
+        assert bar.shape in [list(shape) for shape in WORKLOADS[bar.op].cases.BENCHMARK_SHAPES["cpu"]]
+        assert bar.against is None or bar.against == "products" or bar.against in WORKLOADS[bar.op].peers
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="peak memory is read from /proc")
@@ -82,7 +92,7 @@ def test_memory_bar() -> None:
     arguments = make_inputs(Shape(8192, 8192, 512), scale=14.0)
     found = {
         name: extra_memory(run._steps(loss, arguments, backward=True), "cpu")
-        for name, loss in (("ours", workload.ours), ("eager", workload.eager))
+        for name, loss in (("ours", workload.ours), ("eager", workload.peers["eager"]))
     }
     assert found["ours"] is not None and found["eager"] is not None
     assert found["eager"] > 8192 * 8192 * 4

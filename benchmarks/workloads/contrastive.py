@@ -1,9 +1,9 @@
-"""What is compared on each op: ours by backend, and the same loss as people write it in PyTorch."""
+"""InfoNCE and the sigmoid loss, and the same as people write them in PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,20 +11,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from jrl_kernels import info_nce, sigmoid_contrastive
-from jrl_kernels.ops.info_nce import cases as info_nce_cases
+from jrl_kernels.ops.info_nce import cases
 
-Loss = Callable[..., Tensor]
-
-
-class Workload(NamedTuple):
-    """An op's cases and the functions that compute it; each takes what `make_inputs` returns."""
-
-    cases: Any
-    make_inputs: Callable[..., dict[str, Any]]
-    ours: Loss
-    eager: Loss
-    chunked: Loss
-    backends: tuple[str, ...]
+from ..measure import Step
+from .workload import Workload
 
 
 def _eager_info_nce(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
@@ -48,8 +38,8 @@ def _chunked_info_nce(x: Tensor, y: Tensor, scale: Tensor, chunk: int = 1024) ->
     return total / (2 * x.shape[0])
 
 
-def _sigmoid_inputs(shape: info_nce_cases.Shape, **options: Any) -> dict[str, Any]:
-    arguments = info_nce_cases.make_inputs(shape, **options)
+def _sigmoid_inputs(shape: cases.Shape, **options: Any) -> dict[str, Any]:
+    arguments = cases.make_inputs(shape, **options)
     return {**arguments, "bias": torch.full_like(arguments["scale"], -10.0).requires_grad_()}
 
 
@@ -74,21 +64,37 @@ def _chunked_sigmoid(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, chunk: i
     return total / x.shape[0]
 
 
+def _products(arguments: dict[str, Any], backward: bool) -> Step:
+    """One product forward; one recomputed and two more backward."""
+    x, y = arguments["x"].detach(), arguments["y"].detach()
+
+    def step() -> None:
+        logits = x @ y.T
+        if backward:
+            x @ y.T
+            logits @ y
+            logits.T @ x
+
+    return step
+
+
 WORKLOADS = {
     "info_nce": Workload(
-        info_nce_cases,
-        info_nce_cases.make_inputs,
-        info_nce,
-        _eager_info_nce,
-        _chunked_info_nce,
-        ("cpu", "triton"),
+        cases=cases,
+        make_inputs=partial(cases.make_inputs, scale=14.0),
+        ours=info_nce,
+        peers={"eager": _eager_info_nce, "chunked": _chunked_info_nce},
+        backends=("cpu", "triton"),
+        parity=cases.Shape(384, 384, 64),
+        products=_products,
     ),
     "sigmoid_contrastive": Workload(
-        info_nce_cases,
-        _sigmoid_inputs,
-        sigmoid_contrastive,
-        _eager_sigmoid,
-        _chunked_sigmoid,
-        ("cpu", "triton"),
+        cases=cases,
+        make_inputs=partial(_sigmoid_inputs, scale=14.0),
+        ours=sigmoid_contrastive,
+        peers={"eager": _eager_sigmoid, "chunked": _chunked_sigmoid},
+        backends=("cpu", "triton"),
+        parity=cases.Shape(384, 384, 64),
+        products=_products,
     ),
 }

@@ -1,0 +1,8 @@
+"""What is compared on each op: ours by backend, and the same as people write it in PyTorch."""
+
+from __future__ import annotations
+
+from . import contrastive
+from .workload import Workload as Workload
+
+WORKLOADS: dict[str, Workload] = {**contrastive.WORKLOADS}
