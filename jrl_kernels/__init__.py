@@ -1,5 +1,23 @@
 """Fused ops for joint image-text representation learning. Importing it compiles nothing and touches no GPU."""
 
 from .ops.info_nce import InfoNCEStatistics, info_nce, info_nce_from_scores, sigmoid_contrastive
+from .ops.max_sim import max_sim, max_sim_varlen
+from .ops.mutual_information import mutual_information
+from .ops.partition_nce import noise_log_partition, partition_nce
+from .ops.ranking_loss import ranking_loss, ranking_loss_from_scores
+from .ops.word_context import word_context
 
-__all__ = ["InfoNCEStatistics", "info_nce", "info_nce_from_scores", "sigmoid_contrastive"]
+__all__ = [
+    "InfoNCEStatistics",
+    "info_nce",
+    "info_nce_from_scores",
+    "max_sim",
+    "max_sim_varlen",
+    "mutual_information",
+    "noise_log_partition",
+    "partition_nce",
+    "ranking_loss",
+    "ranking_loss_from_scores",
+    "sigmoid_contrastive",
+    "word_context",
+]

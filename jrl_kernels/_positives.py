@@ -82,6 +82,33 @@ def _parse_csr(op: str, positives: Tensor, rows: int, columns: int, like: Tensor
     return Positives(rows=row, columns=column)
 
 
+def exclusions(
+    op: str, exclude: Any, shape: tuple[int, int], negatives: Tensor | None, like: Tensor
+) -> tuple[Tensor, ...] | None:
+    """The user's `exclude` as int64 ids of the rows, of the columns and, where given, of the negatives."""
+    if exclude is None:
+        return None
+    if isinstance(exclude, Tensor):
+        if shape[0] != shape[1]:
+            raise ValueError(
+                f"{op}: exclude as one tensor needs as many rows as columns; pass (x_ids, y_ids), got {shape[0]} x {shape[1]}"
+            )
+        exclude = (exclude, exclude)
+    if not isinstance(exclude, (tuple, list)) or len(exclude) not in (2, 3):
+        raise TypeError(
+            f"{op}: exclude must be int64 ids or a pair (x_ids, y_ids), got {_checks.describe(exclude)}"
+        )
+    lengths = [*shape]
+    if len(exclude) == 3:
+        if negatives is None:
+            raise ValueError(f"{op}: exclude has ids for negatives, but negatives is None")
+        lengths.append(negatives.shape[0])
+    return tuple(
+        _checks.ids(op, f"exclude[{i}]", item, length, "x", like)
+        for i, (item, length) in enumerate(zip(exclude, lengths, strict=True))
+    )
+
+
 class Groups(NamedTuple):
     """A list of pairs grouped by one side: `order` sorts the list by it, `offsets` [length + 1] bounds each group."""
 

@@ -74,6 +74,7 @@ ROOMS = (
             "jrl_kernels._extension",
             "jrl_kernels._operators",
             "jrl_kernels._cpu_tiles",
+            "jrl_kernels._order",
             *SHARED,
         ),
         (STANDARD_LIBRARY, "torch", "numpy"),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ... import _checks, _dispatch
-from ..._positives import Positives, group, parse
+from ..._positives import Positives, exclusions, group, parse
 from . import autograd, reference  # noqa: F401  (autograd registers torch.ops.jrl.info_nce_*)
 from .backends import BACKENDS as BACKENDS
 from .reference import RowLosses
@@ -190,7 +190,7 @@ def _loss(
     _checks.choice(op, "multi_positive", multi_positive, ("mean", "sum"))
     _checks.choice(op, "reduction", reduction, ("mean", "sum", "none"))
     which = parse(op, positives, *shape, first)
-    excluded = _exclusions(op, exclude, shape, negatives, first)
+    excluded = exclusions(op, exclude, shape, negatives, first)
     weight_x, weight_y = _weights(op, weights, which, shape, direction, first)
     name = _dispatch.select(op, backend, "info_nce", first)
     if name == "reference":
@@ -209,32 +209,6 @@ def _loss(
     else:
         result = losses[0] if len(losses) == 1 else (losses[0] + losses[1]) / 2
     return (result, _statistics(rows, columns)) if return_stats else result
-
-
-def _exclusions(
-    op: str, exclude: Any, shape: tuple[int, int], negatives: Tensor | None, like: Tensor
-) -> tuple[Tensor, ...] | None:
-    if exclude is None:
-        return None
-    if isinstance(exclude, Tensor):
-        if shape[0] != shape[1]:
-            raise ValueError(
-                f"{op}: exclude as one tensor needs as many rows as columns; pass (x_ids, y_ids), got {shape[0]} x {shape[1]}"
-            )
-        exclude = (exclude, exclude)
-    if not isinstance(exclude, (tuple, list)) or len(exclude) not in (2, 3):
-        raise TypeError(
-            f"{op}: exclude must be int64 ids or a pair (x_ids, y_ids), got {_checks.describe(exclude)}"
-        )
-    lengths = [*shape]
-    if len(exclude) == 3:
-        if negatives is None:
-            raise ValueError(f"{op}: exclude has ids for negatives, but negatives is None")
-        lengths.append(negatives.shape[0])
-    return tuple(
-        _checks.ids(op, f"exclude[{i}]", item, length, "x", like)
-        for i, (item, length) in enumerate(zip(exclude, lengths, strict=True))
-    )
 
 
 def _weights(

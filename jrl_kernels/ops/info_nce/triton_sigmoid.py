@@ -7,15 +7,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..._triton_tiles import LN_2, LOG2_E, equal_ids, logits_tile, reduce_sum, tile_of_program
-
-
-@triton.jit
-def softplus(s):
-    """log(1 + exp(s)), also where exp(s) is lost in 1 + exp(s)."""
-    small = tl.exp2(-tl.abs(s) * LOG2_E)
-    series = small * (1.0 - small * (0.5 - small * (1.0 / 3.0 - small * (0.25 - small * 0.2))))
-    return tl.where(s > 0.0, s, 0.0) + tl.where(small < 0.05, series, tl.log2(1.0 + small) * LN_2)
+from ..._triton_math import softplus
+from ..._triton_tiles import LOG2_E, equal_ids, logits_tile, reduce_sum, tile_of_program
 
 
 @triton.jit

@@ -7,6 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..._triton_math import log_sum_exp
 from ..._triton_tiles import (
     LN_2,
     LOG2_E,
@@ -19,14 +20,6 @@ from ..._triton_tiles import (
 )
 
 NO_INDEX = tl.constexpr(2147483647)
-
-
-@triton.jit
-def log_sum_exp(s, AXIS: tl.constexpr):
-    """-inf where all are -inf, inf where any is inf, NaN where any is NaN."""
-    reference = finite_or_zero(tl.max(s, AXIS)) * LOG2_E
-    total = tl.sum(tl.exp2(s * LOG2_E - tl.expand_dims(reference, AXIS)), AXIS)
-    return (reference + tl.log2(total)) * LN_2
 
 
 @triton.jit
