@@ -5,10 +5,12 @@ from .ops.max_sim import max_sim, max_sim_varlen
 from .ops.mutual_information import mutual_information
 from .ops.partition_nce import noise_log_partition, partition_nce
 from .ops.ranking_loss import ranking_loss, ranking_loss_from_scores
+from .ops.similarity import agreement_topk, retrieval_ranks, similarity_matrix, similarity_topk
 from .ops.word_context import word_context
 
 __all__ = [
     "InfoNCEStatistics",
+    "agreement_topk",
     "info_nce",
     "info_nce_from_scores",
     "max_sim",
@@ -18,6 +20,9 @@ __all__ = [
     "partition_nce",
     "ranking_loss",
     "ranking_loss_from_scores",
+    "retrieval_ranks",
     "sigmoid_contrastive",
+    "similarity_matrix",
+    "similarity_topk",
     "word_context",
 ]

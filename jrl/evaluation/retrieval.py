@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# scores held at once, in elements
-TILE = 1 << 24
+import jrl_kernels
 
 
 @dataclass
@@ -25,7 +24,7 @@ class RetrievalRanks:
 
 
 def retrieval_ranks(image: Tensor, text: Tensor, caption_image: Tensor | None = None) -> RetrievalRanks:
-    """Ranks of the right answer by dot product; ties, and scores that are NaN, count against it.
+    """Exact ranks of the right answer by dot product; ties, and scores that are NaN, count against it.
 
     rank_i = #{j not a positive of i: s_ij ≥ max over positives p of s_ip}
 
@@ -41,8 +40,8 @@ def retrieval_ranks(image: Tensor, text: Tensor, caption_image: Tensor | None = 
     caption_image = _checked(image, text, caption_image)
     pictures = torch.arange(len(image), device=image.device)
     return RetrievalRanks(
-        _ranks(image, text, pictures, caption_image),
-        _ranks(text, image, caption_image, pictures),
+        jrl_kernels.retrieval_ranks(image, text, positives=(pictures, caption_image), metric="dot"),
+        jrl_kernels.retrieval_ranks(text, image, positives=(caption_image, pictures), metric="dot"),
     )
 
 
@@ -82,18 +81,6 @@ def chance_recall(k: int, candidates: int, positives: int = 1) -> float:
     for drawn in range(min(k, candidates)):
         missed *= max(0, candidates - positives - drawn) / (candidates - drawn)
     return 1.0 - missed
-
-
-def _ranks(queries: Tensor, keys: Tensor, query_ids: Tensor, key_ids: Tensor) -> Tensor:
-    rows = max(1, TILE // max(1, len(keys)))
-    ranks = []
-    for start in range(0, len(queries), rows):
-        scores = queries[start : start + rows] @ keys.T
-        positive = query_ids[start : start + rows, None] == key_ids
-        best = scores.masked_fill(~positive, float("-inf")).amax(dim=1, keepdim=True)
-        # "not below" rather than "at least": a NaN on either side then counts against the positive
-        ranks.append((~(scores < best) & ~positive).sum(dim=1))
-    return torch.cat(ranks)
 
 
 def _checked(image: Tensor, text: Tensor, caption_image: Tensor | None) -> Tensor:

@@ -17,7 +17,6 @@ from jrl.evaluation import (
     to_markdown,
     zero_shot_accuracy,
 )
-from jrl.evaluation import retrieval as retrieval_module
 
 
 def det(shape: tuple[int, ...], a: float) -> Tensor:
@@ -73,15 +72,17 @@ def test_ties_and_nan_count_against_the_positive() -> None:
     assert ranks.image_to_text.tolist() == [0, 2, 0]
 
 
-def test_tiles_agree_with_one_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_are_those_of_the_whole_matrix() -> None:
     generator = torch.Generator().manual_seed(0)
     image, text = torch.randn(37, 8, generator=generator), torch.randn(74, 8, generator=generator)
     owner = torch.arange(74) % 37
-    whole = retrieval_ranks(image, text, owner)
-    monkeypatch.setattr(retrieval_module, "TILE", 100)
-    tiled = retrieval_ranks(image, text, owner)
-    assert torch.equal(whole.image_to_text, tiled.image_to_text)
-    assert torch.equal(whole.text_to_image, tiled.text_to_image)
+    ranks = retrieval_ranks(image, text, owner)
+    scores = image.double() @ text.double().T
+    own = owner == torch.arange(37)[:, None]
+    best = scores.masked_fill(~own, -math.inf).amax(1, keepdim=True)
+    assert torch.equal(ranks.image_to_text, ((scores >= best) & ~own).sum(1))
+    of_text = scores.T.gather(1, owner[:, None])
+    assert torch.equal(ranks.text_to_image, (of_text <= scores.T).sum(1) - 1)
 
 
 def test_chance_matches_counting() -> None:

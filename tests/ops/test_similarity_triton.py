@@ -1,0 +1,18 @@
+"""The Triton backend of the similarity ops where there is no GPU: in Triton's interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from tests import interpreter
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("the package triton is not installed", allow_module_level=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", interpreter.groups("similarity"))
+def test_in_the_interpreter(group: str) -> None:
+    interpreter.run(group)
