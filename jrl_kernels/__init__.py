@@ -1,5 +1,6 @@
 """Fused ops for joint image-text representation learning. Importing it compiles nothing and touches no GPU."""
 
+from .ops.gumbel import Assignment, gumbel_assign, gumbel_embed
 from .ops.info_nce import InfoNCEStatistics, info_nce, info_nce_from_scores, sigmoid_contrastive
 from .ops.max_sim import max_sim, max_sim_varlen
 from .ops.mutual_information import mutual_information
@@ -9,8 +10,11 @@ from .ops.similarity import agreement_topk, retrieval_ranks, similarity_matrix, 
 from .ops.word_context import word_context
 
 __all__ = [
+    "Assignment",
     "InfoNCEStatistics",
     "agreement_topk",
+    "gumbel_assign",
+    "gumbel_embed",
     "info_nce",
     "info_nce_from_scores",
     "max_sim",
