@@ -39,6 +39,10 @@ BARS = (
     Bar("info_nce", [8192, 8192, 512], "forward+backward", "milliseconds", "eager", 0.45),
     Bar("info_nce", [8192, 8192, 512], "forward+backward", "milliseconds", "products", 1.1),
     Bar("info_nce", [8192, 8192, 512], "forward+backward", "extra_bytes", "eager", 1 / 16),
+    Bar("word_region_scores", [64, 64, 20, 64, 256, 0], "forward+backward", "milliseconds", "eager", 0.4),
+    Bar("word_region_scores", [64, 64, 20, 64, 256, 0], "forward+backward", "extra_bytes", "eager", 1 / 10),
+    Bar("retrieval_ranks", [25000, 5000, 512], "forward", "milliseconds", "products", 1.5),
+    Bar("retrieval_ranks", [25000, 5000, 512], "forward", "extra_bytes", None, 64 << 20),
 )
 
 

@@ -8,11 +8,13 @@ from .ops.partition_nce import noise_log_partition, partition_nce
 from .ops.ranking_loss import ranking_loss, ranking_loss_from_scores
 from .ops.similarity import agreement_topk, retrieval_ranks, similarity_matrix, similarity_topk
 from .ops.word_context import word_context
+from .ops.word_region import attention_critic, word_region_scores
 
 __all__ = [
     "Assignment",
     "InfoNCEStatistics",
     "agreement_topk",
+    "attention_critic",
     "gumbel_assign",
     "gumbel_embed",
     "info_nce",
@@ -29,4 +31,5 @@ __all__ = [
     "similarity_matrix",
     "similarity_topk",
     "word_context",
+    "word_region_scores",
 ]

@@ -54,7 +54,8 @@ def _mend_interpreter() -> None:
         # The interpreter cuts float32 off to bfloat16, where a GPU rounds to the nearest, ties to even.
         if source.dtype.scalar.name == "fp32" and kind.scalar.name == "bf16":
             bits = source.data.astype(np.float32).view(np.uint32)
-            rounded = (bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)).view(np.float32)
+            rounded = bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)
+            rounded = (rounded & np.uint32(0xFFFF0000)).view(np.float32)
             source = replace(source, data=np.where(np.isnan(source.data), source.data, rounded))
         return cast(self, source, kind)
 

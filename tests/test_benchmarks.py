@@ -18,6 +18,8 @@ from jrl_kernels.ops.info_nce.cases import BENCHMARK_SHAPES, Shape, make_inputs
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for workload in WORKLOADS.values():
+        monkeypatch.setitem(workload.cases.BENCHMARK_SHAPES, "cpu", [workload.parity])
     monkeypatch.setitem(BENCHMARK_SHAPES, "cpu", [Shape(256, 256, 32)])
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from . import contrastive
+from . import contrastive, gumbel, losses, retrieval, word_region
 from .workload import Workload as Workload
 
-WORKLOADS: dict[str, Workload] = {**contrastive.WORKLOADS}
+WORKLOADS: dict[str, Workload] = {
+    **contrastive.WORKLOADS,
+    **losses.WORKLOADS,
+    **retrieval.WORKLOADS,
+    **word_region.WORKLOADS,
+    **gumbel.WORKLOADS,
+}
