@@ -1,4 +1,4 @@
-"""The command `jrl`: fit, validate, test, retrieve, embed, demo."""
+"""The command `jrl`: fit, validate, test, retrieve, embed, probe, demo."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ USAGE = """usage: jrl COMMAND [options]
   test      evaluate on the test:   jrl test --config RUN/config.yaml --run RUN
   retrieve  find pictures:          jrl retrieve --run RUN "a red flag"
   embed     embed a folder:         jrl embed --run RUN --images FOLDER --out embeddings.safetensors
+  probe     test the encoder:       jrl probe --run RUN --tasks classification,segmentation
   demo      train on colour emoji:  jrl demo --out runs/demo
 
 `jrl COMMAND --help` lists the options; --traceback shows where an error came from.
@@ -53,12 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _retrieve(rest)
         if command == "embed":
             return _embed(rest)
+        if command == "probe":
+            from jrl.downstream.command import main as probe
+
+            return probe(rest)
         if command == "demo":
             from jrl.demo import main as demo
 
             return int(demo(rest) or 0)
         raise ValueError(
-            f"command: expected one of {', '.join((*TRAINING, 'retrieve', 'embed', 'demo'))}, got {command!r}"
+            f"command: expected one of {', '.join((*TRAINING, 'retrieve', 'embed', 'probe', 'demo'))}, got {command!r}"
         )
     except KeyboardInterrupt:
         print("jrl: interrupted", file=sys.stderr)
