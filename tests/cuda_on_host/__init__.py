@@ -58,7 +58,8 @@ def _target(folder: Path) -> Path:
 
 def load(folder: Path) -> Any:
     """The module that `build` left in a folder."""
-    spec = importlib.util.spec_from_file_location("_C", _target(folder))
+    # pybind11 hands out one module a name: each folder's has its own.
+    spec = importlib.util.spec_from_file_location(f"{folder.as_posix()}._C".lstrip("/"), _target(folder))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
