@@ -1,4 +1,4 @@
-"""`python -m benchmarks.run [--op info_nce] [--against eager,compile,chunked] [--device cpu] [--out DIR]`
+"""`python -m benchmarks.run [--op info_nce] [--against eager,compile,chunked,loop] [--device cpu] [--out DIR]`
 
 Parity first: a variant whose loss or gradients disagree with the float64 reference is reported, not timed. Then the variants
 take turns in one process. Results go to DIR (results.json and plots) and, as a table, to the terminal; `--bars` checks the CPU
@@ -24,7 +24,7 @@ from .plots import draw
 from .workloads import WORKLOADS, Workload
 from .workloads.workload import Function
 
-AGAINST = ("eager", "compile", "chunked")
+AGAINST = ("eager", "compile", "chunked", "loop")
 DTYPES = {"cpu": (torch.float32,), "cuda": (torch.bfloat16, torch.float32)}
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 
@@ -194,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
         "--op", choices=sorted(WORKLOADS), action="append", help="one op (repeatable); all without it"
     )
     parser.add_argument(
-        "--against", default="eager,compile,chunked", help=f"comma-separated, of {', '.join(AGAINST)}"
+        "--against", default=",".join(AGAINST), help=f"comma-separated, of {', '.join(AGAINST)}"
     )
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"

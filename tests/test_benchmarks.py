@@ -111,7 +111,7 @@ def test_interleaving_takes_turns() -> None:
 
 def test_messages(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
-        (["--against", "eager,jax"], "--against: unknown jax; one of eager, compile, chunked"),
+        (["--against", "eager,jax"], "--against: unknown jax; one of eager, compile, chunked, loop"),
         (["--bars", "--device", "cuda"], "--bars holds CPU bars"),
     ):
         with pytest.raises(SystemExit):
