@@ -48,8 +48,8 @@ TILES = {
     ("half", False): Tile(64, 16, 64, 128, 8),
     ("tf32", True): Tile(64, 32, 32, 64, 8),
     ("tf32", False): Tile(64, 16, 32, 64, 8),
-    ("ieee", True): Tile(32, 32, 16, 32, 4),
-    ("ieee", False): Tile(32, 16, 16, 32, 4),
+    ("ieee", True): Tile(32, 32, 16, 32, 8),
+    ("ieee", False): Tile(32, 16, 16, 32, 8),
 }
 INTERPRETER_TILE = Tile(16, 16, 16, 16, 1)
 STAGES = 3

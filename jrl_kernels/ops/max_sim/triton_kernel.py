@@ -40,10 +40,11 @@ TILES = {
     ("half", 8, "both"): Tile(128, 64, 32, 8, 2),
     ("half", 9, "both"): Tile(128, 64, 64, 8, 2),
     ("half", 10, "both"): Tile(128, 32, 64, 8, 2),
-    **{("tf32", major, work): Tile(64, 32, 32, 4, 2) for major in (8, 9, 10) for work in ("one", "deep")},
+    **{("tf32", major, work): Tile(64, 32, 32, 4, 2) for major in (8, 9) for work in ("one", "deep")},
+    **{("tf32", 10, work): Tile(64, 32, 32, 8, 2) for work in ("one", "deep")},
     **{("tf32", major, "both"): Tile(128, 32, 32, 8, 2) for major in (8, 9, 10)},
     **{("ieee", major, "deep"): Tile(64, 32, 16, 8, 2) for major in (8, 9, 10)},
-    **{("ieee", major, "both"): Tile(128, 16, 16, 8, 2) for major in (8, 9, 10)},
+    **{("ieee", major, "both"): Tile(128, 16, 16, 16, 2) for major in (8, 9, 10)},
 }
 WHOLE_DEPTH = {"half": 128, "tf32": 64, "ieee": 0}
 # Where rows do not begin at multiples of 16 elements, every element has an address of its own.
@@ -79,9 +80,9 @@ def _tile(side: Side, both: bool) -> tuple[Tile, bool]:
     depth = side.rows.shape[1]
     if _dispatch.interpreting():
         return INTERPRETER_TILE, depth <= INTERPRETER_TILE.depth
-    if depth % ALIGNMENT != 0:
-        return UNALIGNED["both" if both else "deep"], False
     kind = _triton.precision(side.rows.dtype)
+    if depth % ALIGNMENT != 0 and kind != "ieee":
+        return UNALIGNED["both" if both else "deep"], False
     whole = depth <= WHOLE_DEPTH[kind]
     work = "both" if both else "one" if whole else "deep"
     return TILES[kind, _triton.architecture(side.rows.device), work], whole

@@ -65,8 +65,10 @@ class Listed(NamedTuple):
     columns: Tensor
 
 
-def _norms(tensor: Tensor, rows: int = 4096) -> Tensor:
+def _norms(tensor: Tensor) -> Tensor:
     out = torch.empty(tensor.shape[0], dtype=torch.float64, device=tensor.device)
+    # A few at a time: in float64 all of them would weigh more than everything else here.
+    rows = max(1, (1 << 19) // max(1, tensor.shape[1]))
     for start in range(0, tensor.shape[0], rows):
         out[start : start + rows] = tensor[start : start + rows].double().square().sum(1).sqrt()
     return out
