@@ -13,6 +13,8 @@ NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -nam
 TYPED := $(wildcard jrl_kernels jrl setup.py tests benchmarks)
 # make demo DEMO_ARGS=--fresh starts over; `jrl demo --help` lists the rest
 DEMO_ARGS ?=
+# make gpu-check BENCHMARK_ARGS="--op word_region_scores --against eager"; without, every op against everything
+BENCHMARK_ARGS ?=
 PYTEST_ARGS ?= -n logical --maxprocesses=8 --dist=loadgroup
 
 demo: setup
@@ -37,7 +39,7 @@ gpu-check:
 	$(PYTHON) setup.py build_ext --inplace 2>&1 | tee "$(OUT)/build.log"
 	PYTHONPATH=. $(PYTHON) -m jrl_kernels.info --json > "$(OUT)/info.json"
 	PYTHONPATH=. $(PYTHON) -m pytest -m gpu --forbid-skips --junitxml="$(OUT)/pytest.xml" 2>&1 | tee "$(OUT)/pytest.log"
-	PYTHONPATH=. $(PYTHON) -m benchmarks.run --out "$(OUT)" 2>&1 | tee "$(OUT)/benchmarks.log"
+	PYTHONPATH=. $(PYTHON) -m benchmarks.run --out "$(OUT)" $(BENCHMARK_ARGS) 2>&1 | tee "$(OUT)/benchmarks.log"
 
 setup: $(VENV)/.extension-built
 

@@ -186,6 +186,11 @@ def commit() -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def save(result: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.run", description="Compare the fused ops with PyTorch's."
@@ -219,11 +224,12 @@ def main(argv: list[str] | None = None) -> int:
             shapes = workload.cases.BENCHMARK_SHAPES[given.device]
             for shape in shapes[:1] if given.quick else shapes:
                 rows += run_case(name, workload, shape, dtype, given.device, against, rate, given.quick)
+                if given.out is not None:
+                    # After every shape: a run that is cut short keeps what it measured.
+                    result = {**machine(given.device), "commit": commit(), "rates": rates, "rows": rows}
+                    save(result, given.out)
     table(rows)
     if given.out is not None:
-        given.out.mkdir(parents=True, exist_ok=True)
-        result = {**machine(given.device), "commit": commit(), "rates": rates, "rows": rows}
-        (given.out / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         draw(result, given.out)
     missed = bars.missed(rows) if given.bars else []
     for line in missed:
