@@ -44,7 +44,7 @@ class Tile(NamedTuple):
 # By what multiplies (_triton.precision), and whether the noise comes by quads (triton_noise): by single words it keeps four times
 # as many in registers, which must not spill on any chip.
 TILES = {
-    ("half", True): Tile(64, 64, 64, 128, 8),
+    ("half", True): Tile(64, 64, 64, 64, 8),
     ("half", False): Tile(64, 16, 64, 128, 8),
     ("tf32", True): Tile(64, 32, 32, 64, 8),
     ("tf32", False): Tile(64, 16, 32, 64, 8),

@@ -60,7 +60,7 @@ MOST_GROUPS = 8
 ITEMS = {"BLOCK_N": 16, "BLOCK_D": 128, "UNROLL": 4, "num_warps": 4}
 INTERPRETER_ITEMS = {"BLOCK_N": 16, "BLOCK_D": 16, "UNROLL": 2, "num_warps": 1}
 FOUND = {
-    "half": {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_D": 128, "num_warps": 8, "num_stages": 3},
+    "half": {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_D": 64, "num_warps": 8, "num_stages": 3},
     "tf32": {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_D": 64, "num_warps": 8, "num_stages": 3},
     "ieee": {"BLOCK_M": 64, "BLOCK_N": 16, "BLOCK_D": 64, "num_warps": 8, "num_stages": 2},
 }

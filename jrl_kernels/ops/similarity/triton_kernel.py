@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ... import _dispatch, _triton_order
+from ... import _dispatch, _triton, _triton_order
 from . import gpu
 from .gpu import BLOCK as BLOCK
 from .gpu import nothing as nothing
@@ -288,13 +288,20 @@ def count(
     )
 
 
+def _select_warps(block_k: int, device: torch.device) -> int:
+    # The most keys do not fit the registers of two warps on 10.0, nor those of four on 9.0 without spilling.
+    many = block_k > 1024 and not _dispatch.interpreting() and _triton.architecture(device) == 10
+    return 4 if many else 2
+
+
 def select(
     tile: Tensor, r0: int, c0: int, pairs: Pairs, bounds: Rounding, exclude: tuple[Tensor, Tensor] | None, keys: Tensor
 ) -> None:  # fmt: skip
     """Merges a tile's entries into the keys."""
     exclude_x, exclude_y = exclude or (None, None)
+    block_k = max(16, triton.next_power_of_2(keys.shape[1]))
     similarity_select_kernel[(tile.shape[0],)](
-        **_tile(tile, r0, c0, pairs, bounds),
+        **{**_tile(tile, r0, c0, pairs, bounds), "num_warps": _select_warps(block_k, tile.device)},
         a_ptr=pairs.a,
         b_ptr=pairs.b,
         exclude_x_ptr=exclude_x,
@@ -302,7 +309,7 @@ def select(
         keys_ptr=keys,
         other_depth=0 if pairs.a is None else pairs.a.shape[1],
         k=keys.shape[1],
-        BLOCK_K=max(16, triton.next_power_of_2(keys.shape[1])),
+        BLOCK_K=block_k,
     )
 
 

@@ -15,7 +15,7 @@ from .sweep import Problem
 # Up to this many keys, padded to a power of two, all of an image's fit one tile of scores, and its Gram matrix beside them.
 FUSED_KEYS = 64
 INTERPRETER_FUSED_KEYS = 32
-FUSED_SCORES = 1 << 14
+FUSED_SCORES = 1 << 11
 # Captions that are normalised together may not be longer.
 MOST_WORDS = 4096
 FEWEST, MOST_QUERIES = 16, 128
@@ -37,9 +37,9 @@ class Block(NamedTuple):
 BLOCKS = {
     ("half", "fused forward"): Block(8192, 0, 64, 8, 3),
     ("half", "fused gradient"): Block(4096, 0, 64, 8, 3),
-    ("half", "statistics"): Block(16384, 128, 64, 8, 3),
+    ("half", "statistics"): Block(8192, 64, 64, 8, 3),
     ("half", "attention"): Block(16384, 128, 64, 8, 3),
-    ("half", "gradient"): Block(8192, 64, 64, 8, 3),
+    ("half", "gradient"): Block(4096, 32, 64, 8, 3),
     ("tf32", "fused forward"): Block(8192, 0, 32, 8, 3),
     ("tf32", "fused gradient"): Block(4096, 0, 32, 8, 3),
     ("tf32", "statistics"): Block(16384, 128, 32, 8, 3),
@@ -48,7 +48,7 @@ BLOCKS = {
     ("ieee", "fused forward"): Block(2048, 0, 16, 8, 2),
     ("ieee", "fused gradient"): Block(2048, 0, 16, 8, 2),
     ("ieee", "statistics"): Block(4096, 64, 16, 8, 2),
-    ("ieee", "attention"): Block(4096, 64, 16, 8, 2),
+    ("ieee", "attention"): Block(2048, 32, 16, 8, 2),
     ("ieee", "gradient"): Block(4096, 64, 16, 8, 2),
 }
 INTERPRETER_BLOCK = Block(256, 16, 16, 1, 1)
