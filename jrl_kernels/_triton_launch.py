@@ -47,7 +47,8 @@ TILES = {
     (10, "tf32", "ragged"): Tile(128, 64, 32, 8, 3),
     (10, "tf32", "detailed"): Tile(128, 32, 32, 8, 3),
     **{(major, "ieee", work): Tile(64, 64, 16, 4, 3) for major in (8, 9, 10) for work in ("whole", "ragged")},
-    **{(major, "ieee", "detailed"): Tile(32, 64, 16, 8, 2) for major in (8, 9, 10)},
+    **{(major, "ieee", "detailed"): Tile(32, 64, 16, 8, 3) for major in (8, 10)},
+    (9, "ieee", "detailed"): Tile(32, 64, 16, 8, 2),
     **{
         (major, "scores", work): Tile(64, 64, 16, 4, 1)
         for major in (8, 9, 10)
