@@ -71,6 +71,9 @@ CASES: dict[str, Callable[[], None]] = {
     "bfloat16, few keys": partial(attention, BFLOAT16, **FEW_KEYS),
     "bfloat16, many keys": partial(attention, BFLOAT16, **MANY_KEYS),
     "float16, grid, softmax over words": partial(attention, FLOAT16, prenormalize="softmax", **GRID),
+    "bfloat16, few keys, leakyrelu+l2norm": partial(
+        attention, BFLOAT16, prenormalize="leakyrelu+l2norm", **FEW_KEYS
+    ),
     "bfloat16, long captions, leakyrelu+l2norm": partial(
         attention, BFLOAT16, prenormalize="leakyrelu+l2norm", **LONG
     ),

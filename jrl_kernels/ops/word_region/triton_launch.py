@@ -15,6 +15,8 @@ from .sweep import Problem
 # Up to this many keys, padded to a power of two, all of an image's fit one tile of scores, and its Gram matrix beside them.
 FUSED_KEYS = 64
 INTERPRETER_FUSED_KEYS = 32
+# Queries normalised together, times keys: the backward holds several such tiles at once, and larger ones do not stay in the
+# registers under Triton 3.7.
 FUSED_SCORES = 1 << 11
 # Captions that are normalised together may not be longer.
 MOST_WORDS = 4096
