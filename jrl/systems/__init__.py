@@ -8,10 +8,11 @@ import pkgutil
 from pathlib import Path
 from typing import Any
 
-from jrl.systems.base import OptimizerSpec, System
+from jrl.systems.base import OptimizerSpec, System, Turn
 from jrl.systems.clip import CLIP
+from jrl.systems.xmc_gan import XMCGAN
 
-__all__ = ["CLIP", "OptimizerSpec", "System", "load_system"]
+__all__ = ["CLIP", "XMCGAN", "OptimizerSpec", "System", "Turn", "load_system"]
 
 
 def load_system(folder: str | Path, **kwargs: Any) -> System:

@@ -41,6 +41,20 @@ class OptimizerSpec:
     weight_decay: float | None = None
 
 
+@dataclass
+class Turn:
+    """One forward pass of a batch, or of a part of it, and the optimisers that step on its losses.
+
+    Attributes:
+        batch: what `System.forward` gets.
+        optimizers: places in `System.optimization()`; they share the pass, and each steps on the gradients of its own losses
+            alone. Parameters of the others do not require gradients meanwhile.
+    """
+
+    batch: dict[str, Any]
+    optimizers: tuple[int, ...]
+
+
 class System(nn.Module, PyTorchModelHubMixin, library_name="jrl", license="apache-2.0"):
     """Base of every system: its named losses are summed and optimised, its weights are safetensors."""
 
@@ -68,6 +82,18 @@ class System(nn.Module, PyTorchModelHubMixin, library_name="jrl", license="apach
     def optimization(self) -> list[OptimizerSpec]:
         """Optimisers of the system; one over all parameters and all losses unless a system says otherwise."""
         return [OptimizerSpec(self.parameters())]
+
+    def turns(self, batch: dict[str, Any]) -> list[Turn]:
+        """How a batch trains several optimisers: each has a pass of its own over all of it unless a system says otherwise."""
+        return [Turn(batch, (place,)) for place in range(len(self.optimization()))]
+
+    @property
+    def steps_per_batch(self) -> int:
+        """Steps of all optimisers that one batch makes."""
+        return len(self.optimization())
+
+    def after_turn(self, turn: Turn) -> None:
+        """What follows the optimisers' steps, such as an update of averaged weights; nothing unless a system says otherwise."""
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
         """Write `model.safetensors`, `config.json` and a model card into a folder.

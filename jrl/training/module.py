@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning
@@ -89,7 +91,7 @@ class SystemModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimisers that the system declares, each with its schedule."""
         self._specs = self.system.optimization()
-        total = self._total_steps(len(self._specs))
+        total = self._total_steps()
         warmup = int(self.warmup) if self.warmup >= 1 else math.floor(self.warmup * total)
         optimizers, schedulers = [], []
         for spec in self._specs:
@@ -143,25 +145,49 @@ class SystemModule(lightning.LightningModule):
         all_losses: dict[str, Tensor] = {}
         all_plots: dict[str, Tensor] = {}
         optimizers: Any = self.optimizers()
-        schedulers: Any = self.lr_schedulers()
-        for spec, optimizer, scheduler in zip(self._specs, optimizers, schedulers, strict=True):
-            self.toggle_optimizer(optimizer)
-            losses, plots = self.system(batch)
-            names = tuple(losses) if spec.losses is None else spec.losses
-            unknown = [name for name in names if name not in losses]
-            if unknown:
-                raise ValueError(
-                    f"optimization: no loss is called {', '.join(unknown)}; there are {', '.join(losses)}"
-                )
-            loss = torch.stack([losses[name].float() for name in names]).sum()
-            optimizer.zero_grad()
-            self.manual_backward(loss)
-            optimizer.step()
-            scheduler.step()
-            self.untoggle_optimizer(optimizer)
-            all_losses.update({name: losses[name].detach() for name in names})
+        for turn in self.system.turns(batch):
+            with self._training_only(turn.optimizers):
+                losses, plots = self.system(turn.batch)
+                for place in turn.optimizers:
+                    names = _losses_of(self._specs[place], losses)
+                    optimizers[place].zero_grad()
+                    # `inputs`: the gradients of one optimiser's losses stay out of another's parameters
+                    self.manual_backward(
+                        torch.stack([losses[name].float() for name in names]).sum(),
+                        inputs=self._trained(place),
+                        retain_graph=place != turn.optimizers[-1],
+                    )
+                    all_losses.update({name: losses[name].detach() for name in names})
+            for place in turn.optimizers:
+                optimizers[place].step()
+            self.system.after_turn(turn)
             all_plots.update(plots)
+        schedulers: Any = self.lr_schedulers()
+        for scheduler in schedulers:
+            scheduler.step()
         return all_losses, all_plots, torch.stack([loss.float() for loss in all_losses.values()]).sum()
+
+    def _trained(self, place: int) -> list[torch.nn.Parameter]:
+        groups = self.trainer.optimizers[place].param_groups
+        return [parameter for group in groups for parameter in group["params"]]
+
+    @contextmanager
+    def _training_only(self, places: tuple[int, ...]) -> Iterator[None]:
+        """Parameters of the other optimisers need no gradients meanwhile, so what leads to them alone is not recorded."""
+        wanted = {id(parameter) for place in places for parameter in self._trained(place)}
+        others = [
+            parameter
+            for place in range(len(self._specs))
+            for parameter in self._trained(place)
+            if id(parameter) not in wanted and parameter.requires_grad
+        ]
+        for parameter in others:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in others:
+                parameter.requires_grad_(True)
 
     def _report(self, losses: dict[str, Tensor], plots: dict[str, Tensor], total: Tensor) -> None:
         self.log("loss", total.detach(), prog_bar=True)
@@ -220,7 +246,7 @@ class SystemModule(lightning.LightningModule):
         step, rank = self.trainer.global_step, self.trainer.global_rank
         torch.manual_seed((self.seed * 1_000_003 + step) * 1_000_003 + rank)
 
-    def _total_steps(self, optimizers: int) -> int:
+    def _total_steps(self) -> int:
         trainer = self.trainer
         limits = []
         if trainer.max_epochs is not None and trainer.max_epochs >= 0:
@@ -228,8 +254,18 @@ class SystemModule(lightning.LightningModule):
             estimated = trainer.estimated_stepping_batches
             limits.append(estimated)
         if trainer.max_steps is not None and trainer.max_steps >= 0:
-            limits.append(math.ceil(trainer.max_steps / optimizers))
+            limits.append(math.ceil(trainer.max_steps / self.system.steps_per_batch))
         total = min(limits, default=math.inf)
         if not math.isfinite(total):
             raise ValueError("trainer: the schedule needs max_epochs or max_steps")
         return max(1, int(total))
+
+
+def _losses_of(spec: OptimizerSpec, losses: dict[str, Tensor]) -> tuple[str, ...]:
+    names = tuple(losses) if spec.losses is None else spec.losses
+    unknown = [name for name in names if name not in losses]
+    if unknown:
+        raise ValueError(
+            f"optimization: no loss is called {', '.join(unknown)}; there are {', '.join(losses)}"
+        )
+    return names

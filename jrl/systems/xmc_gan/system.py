@@ -1,0 +1,402 @@
+"""XMC-GAN: cross-modal contrastive learning for text-to-image generation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jrl.encoders import EncoderOutput, ImageEncoder, TextEncoder
+from jrl.objectives.generation import (
+    hinge_discriminator,
+    hinge_generator,
+    pair_contrastive,
+    word_contrastive,
+)
+from jrl.systems.base import OptimizerSpec, System, Turn
+from jrl.systems.xmc_gan.networks import Discriminator, Generator, Judgement
+
+CONTRASTIVE = ("sentence", "word", "image", "image_pretrained")
+SENTENCE_POOLING = ("code", "mean", "encoder")
+
+
+class XMCGAN(System):
+    """Text to image in one stage, adversarial and contrastive.
+
+        L_D = hinge + λ_s L_sentence(x, s) + λ_w L_word(x, s)                                  x real pictures with their texts s
+        L_G = -mean D(x̃, s) + λ_s L_sentence(x̃, s) + λ_w L_word(x̃, s) + λ_i L_image(x̃, x) + λ_p L_pretrained(x̃,
+        x)     x̃ = G(z, s)
+
+    Zhang et al. 2021; US 2023/0081171. The discriminator learns its contrastive features from real pairs alone. A
+    batch is cut into
+    `discriminator_steps` parts: the discriminator steps on each, and on the last the generator steps too, on the
+    gradients of the same
+    pass. Generated pictures come from a moving average of the generator. Pictures are in [0, 1]: train with mean 0 and std 1.
+
+    Where patent and code differ (the code is the default): `directions` "one" and the generator's `first_input`
+    "noise_and_text" are
+    the patent's; a `word_scale` of 1 / temperature and `sentence_pooling` "mean" are the paper's formulas.
+
+    Args:
+        generator, discriminator: of the same picture size and text width.
+        text_encoder: gives words and, with pooling "encoder", sentences; it stays as it is.
+        image_encoder: for the loss "image_pretrained": its vectors are compared; it stays as it is.
+        losses: weights of "sentence", "word", "image" and "image_pretrained"; a name that is missing weighs 0. None: 1 each,
+            "image_pretrained" only with an image_encoder.
+        temperature: τ of the sentence and image losses.
+        word_scale: factor of the word scores.
+        directions: "both" directions of the contrastive losses, added, or "one" (each picture among the texts).
+        sentence_pooling: "code" (sum over all places, padding included, over the number of real ones), "mean" over
+            the real ones, or
+            "encoder" (the text encoder's own vector).
+        discriminator_steps: steps of the discriminator for one of the generator.
+        average_decay: of the generator's moving average.
+        image_mean, image_std: what the image encoder expects its pictures to be normalised with.
+        backend: of the contrastive ops.
+
+    Raises:
+        TypeError: a part is of another type.
+        ValueError: parts do not fit each other, an unknown loss or option, a negative weight.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        discriminator: Discriminator,
+        text_encoder: TextEncoder,
+        *,
+        image_encoder: ImageEncoder | None = None,
+        losses: Mapping[str, float] | None = None,
+        temperature: float = 0.1,
+        word_scale: float = 50.0,
+        directions: str = "both",
+        sentence_pooling: str = "code",
+        discriminator_steps: int = 2,
+        average_decay: float = 0.999,
+        image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        image_std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        for name, value, kind in (
+            ("generator", generator, Generator),
+            ("discriminator", discriminator, Discriminator),
+            ("text_encoder", text_encoder, TextEncoder),
+            ("image_encoder", image_encoder, (ImageEncoder, type(None))),
+        ):
+            if not isinstance(value, kind):
+                expected = "ImageEncoder or None" if isinstance(kind, tuple) else kind.__name__
+                raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+        for name in ("image_size", "text_dim"):
+            ours, theirs = generator.config[name], discriminator.config[name]
+            if ours != theirs:
+                raise ValueError(f"discriminator: expected the generator's {name} {ours}, got {theirs}")
+        if generator.config["text_dim"] != text_encoder.width:
+            raise ValueError(
+                f"generator: expected text_dim {text_encoder.width}, the text encoder's width, "
+                f"got {generator.config['text_dim']}"
+            )
+        if losses is None:
+            losses = {
+                name: 1.0 for name in CONTRASTIVE if name != "image_pretrained" or image_encoder is not None
+            }
+        unknown = sorted(set(losses) - set(CONTRASTIVE))
+        if unknown:
+            raise ValueError(f"losses: expected some of {', '.join(CONTRASTIVE)}, got {', '.join(unknown)}")
+        if any(not weight >= 0 for weight in losses.values()):
+            raise ValueError(f"losses: expected weights of 0 or more, got {dict(losses)}")
+        if losses.get("image_pretrained", 0) > 0 and image_encoder is None:
+            raise ValueError("losses: 'image_pretrained' needs an image_encoder")
+        if directions not in ("both", "one"):
+            raise ValueError(f"directions: expected 'both' or 'one', got {directions!r}")
+        if sentence_pooling not in SENTENCE_POOLING:
+            raise ValueError(
+                f"sentence_pooling: expected one of {', '.join(SENTENCE_POOLING)}, got {sentence_pooling!r}"
+            )
+        if discriminator_steps < 1:
+            raise ValueError(f"discriminator_steps: expected at least 1, got {discriminator_steps}")
+        if not 0 <= average_decay < 1:
+            raise ValueError(f"average_decay: expected a value in [0, 1), got {average_decay}")
+        if not temperature > 0 or not word_scale > 0:
+            raise ValueError(
+                f"temperature, word_scale: expected positive numbers, got {temperature}, {word_scale}"
+            )
+        self.generator, self.discriminator = generator, discriminator
+        self.average = copy.deepcopy(generator).requires_grad_(False).eval()
+        self.text_encoder = text_encoder.requires_grad_(False).eval()
+        self.image_encoder = None if image_encoder is None else image_encoder.requires_grad_(False).eval()
+        self.weights = {name: float(losses.get(name, 0.0)) for name in CONTRASTIVE}
+        self.temperature, self.word_scale = temperature, word_scale
+        self.directions, self.sentence_pooling = directions, sentence_pooling
+        self.discriminator_steps, self.average_decay = discriminator_steps, average_decay
+        self.image_mean, self.image_std, self.backend = tuple(image_mean), tuple(image_std), backend
+
+    def train(self, mode: bool = True) -> XMCGAN:
+        """Training mode of the two networks; encoders and averaged weights stay in evaluation mode."""
+        super().train(mode)
+        for part in (self.average, self.text_encoder, self.image_encoder):
+            if part is not None:
+                part.eval()
+        return self
+
+    @torch.no_grad()
+    def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Texts [B, T] to sentences [B, E], words [B, T, E] and their mask [B, T]."""
+        encoded = self.text_encoder(input_ids, attention_mask)
+        words = encoded.tokens
+        mask = torch.ones_like(input_ids, dtype=torch.bool) if encoded.mask is None else encoded.mask
+        if self.sentence_pooling == "encoder":
+            return encoded.global_, words, mask
+        counted = words if self.sentence_pooling == "code" else words * mask[:, :, None]
+        return counted.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1), words, mask
+
+    def encode_image(self, pixel_values: Tensor) -> EncoderOutput:
+        """Pictures [B, 3, H, W] in [0, 1] to the discriminator's unit vectors [B, F], with its regions [B, R, E]."""
+        nothing = pixel_values.new_zeros(len(pixel_values), self.discriminator.config["text_dim"])
+        judged = self.discriminator(pixel_values, nothing)
+        return EncoderOutput(F.normalize(judged.image, dim=-1), judged.regions)
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> EncoderOutput:
+        """Texts [C, T] to the discriminator's unit vectors [C, F], with the text encoder's words [C, T, E]."""
+        sentence, words, mask = self.embed(input_ids, attention_mask)
+        return EncoderOutput(F.normalize(self.discriminator.sentence(sentence), dim=-1), words, mask)
+
+    def forward(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The losses of both networks.
+
+        Args:
+            batch: `pixel_values` [B, 3, H, W] in [0, 1]; `input_ids` and `attention_mask` [B, T], text i of picture i; optionally
+                `noise` [B, noise_dim].
+
+        Returns:
+            Of the discriminator "hinge_discriminator", "real_sentence", "real_word"; of the generator "hinge_generator",
+            "fake_sentence", "fake_word", "image", "image_pretrained", all weighted; those of weight 0 are left out, and the
+            generator's where only the discriminator trains. Statistics: contrastive accuracies, mean logits, and how much the
+            generated pictures differ from each other.
+
+        Raises:
+            ValueError: as many texts as pictures were expected.
+        """
+        real = batch["pixel_values"]
+        sentence, words, mask = self.embed(batch["input_ids"], batch.get("attention_mask"))
+        if len(real) != len(sentence):
+            raise ValueError(f"batch: expected a text a picture, got {len(sentence)} and {len(real)}")
+        noise = batch.get("noise")
+        if noise is None:
+            noise = torch.randn(len(real), self.generator.noise_dim, device=real.device, dtype=real.dtype)
+        fake = self.generator(noise, sentence, words, mask)
+        judged = self.discriminator(torch.cat([real, fake.to(real.dtype)]), sentence.repeat(2, 1))
+        ours, theirs = _halves(judged, len(real))
+        losses = {"hinge_discriminator": hinge_discriminator(ours.logits.float(), theirs.logits.float())}
+        spread = fake.detach().float().std(dim=0).mean()
+        plots = {
+            "logit_real": ours.logits.detach().float().mean(),
+            "logit_fake": theirs.logits.detach().float().mean(),
+            "spread": spread,
+        }
+        self._add_texts("real", ours, words, mask, losses, plots)
+        if fake.requires_grad or not torch.is_grad_enabled():
+            losses["hinge_generator"] = hinge_generator(theirs.logits.float())
+            self._add_texts("fake", theirs, words, mask, losses, plots)
+            if self.weights["image"]:
+                self._add("image", "image", self._pairs(theirs.image, ours.image), losses, plots)
+            if self.weights["image_pretrained"]:
+                vectors = self._pretrained(fake), self._pretrained(real)
+                self._add("image_pretrained", "image_pretrained", self._pairs(*vectors), losses, plots)
+        return losses, plots
+
+    def optimization(self) -> list[OptimizerSpec]:
+        """The discriminator's at four times the learning rate, and the generator's; neither decays its weights."""
+        on = [name for name in CONTRASTIVE if self.weights[name]]
+        texts = [name for name in ("sentence", "word") if name in on]
+        images = [name for name in ("image", "image_pretrained") if name in on]
+        return [
+            OptimizerSpec(
+                self.discriminator.parameters(),
+                ("hinge_discriminator", *(f"real_{name}" for name in texts)),
+                lr_factor=4.0,
+                weight_decay=0.0,
+            ),
+            OptimizerSpec(
+                self.generator.parameters(),
+                ("hinge_generator", *(f"fake_{name}" for name in texts), *images),
+                weight_decay=0.0,
+            ),
+        ]
+
+    def turns(self, batch: dict[str, Any]) -> list[Turn]:
+        """A part of the batch for each step of the discriminator; the generator shares the pass of the last.
+
+        Raises:
+            ValueError: the batch has fewer pairs than the discriminator has steps.
+        """
+        pairs, parts = len(batch["pixel_values"]), self.discriminator_steps
+        if pairs < parts:
+            raise ValueError(f"batch: expected at least {parts} pairs, one a step, got {pairs}")
+        edges = [pairs * place // parts for place in range(parts + 1)]
+        names = ("pixel_values", "input_ids", "attention_mask", "noise")
+        cut = [
+            {name: batch[name][start:end] for name in names if name in batch}
+            for start, end in pairwise(edges)
+        ]
+        return [Turn(part, (0,)) for part in cut[:-1]] + [Turn(cut[-1], (0, 1))]
+
+    @property
+    def steps_per_batch(self) -> int:
+        """Those of the discriminator and one of the generator."""
+        return self.discriminator_steps + 1
+
+    @torch.no_grad()
+    def after_turn(self, turn: Turn) -> None:
+        """Move the average towards the generator: weights by the decay, running statistics at once."""
+        if 1 not in turn.optimizers:
+            return
+        for ours, theirs in zip(self.average.parameters(), self.generator.parameters(), strict=True):
+            ours.lerp_(theirs.to(ours.dtype), 1 - self.average_decay)
+        for kept, latest in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+            kept.copy_(latest)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        noise: Tensor | None = None,
+        seed: int | None = None,
+        averaged: bool = True,
+    ) -> Tensor:
+        """Pictures of texts, by the averaged generator in evaluation mode.
+
+        Args:
+            input_ids, attention_mask: [B, T].
+            noise: [B, noise_dim]; drawn when None.
+            seed: of the noise, the same on every device; torch's own state is used, and left alone, when None.
+            averaged: use the moving average of the weights.
+
+        Returns:
+            [B, 3, H, W] in [0, 1].
+
+        Raises:
+            ValueError: noise of another shape, or both noise and seed.
+        """
+        sentence, words, mask = self.embed(input_ids, attention_mask)
+        shape = len(sentence), self.generator.noise_dim
+        if noise is not None and seed is not None:
+            raise ValueError("noise, seed: give one of them")
+        if noise is None:
+            source = None if seed is None else torch.Generator().manual_seed(seed)
+            noise = torch.randn(shape, generator=source).to(sentence)
+        if noise.shape != shape:
+            raise ValueError(f"noise: expected {list(shape)}, got {list(noise.shape)}")
+        network = self.average if averaged else self.generator
+        was_training = network.training
+        network.eval()
+        try:
+            return network(noise, sentence, words, mask)
+        finally:
+            network.train(was_training)
+
+    def to_config(self) -> dict[str, Any]:
+        """Arguments of `from_config`, in JSON types."""
+        return {
+            "generator": self.generator.config,
+            "discriminator": self.discriminator.config,
+            "text_encoder": self.text_encoder.to_config(),
+            "image_encoder": None if self.image_encoder is None else self.image_encoder.to_config(),
+            "losses": {name: weight for name, weight in self.weights.items() if weight},
+            "temperature": self.temperature,
+            "word_scale": self.word_scale,
+            "directions": self.directions,
+            "sentence_pooling": self.sentence_pooling,
+            "discriminator_steps": self.discriminator_steps,
+            "average_decay": self.average_decay,
+            "image_mean": list(self.image_mean),
+            "image_std": list(self.image_std),
+            "backend": self.backend,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> XMCGAN:
+        """Build the system that `to_config` describes, with fresh weights.
+
+        Raises:
+            ValueError: a part is missing or does not fit.
+        """
+        config = dict(config)
+        try:
+            generator = Generator(**config.pop("generator"))
+            discriminator = Discriminator(**config.pop("discriminator"))
+            text_encoder = TextEncoder(**config.pop("text_encoder"))
+            image = config.pop("image_encoder", None)
+            image_encoder = None if image is None else ImageEncoder(**image)
+            return cls(generator, discriminator, text_encoder, image_encoder=image_encoder, **config)
+        except KeyError as error:
+            raise ValueError(f"config: has no {error.args[0]!r}") from error
+        except TypeError as error:
+            raise ValueError(f"config: {error}") from error
+
+    def _pairs(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return pair_contrastive(
+            x, y, temperature=self.temperature, directions=self.directions, backend=self.backend
+        )
+
+    def _add_texts(
+        self,
+        which: str,
+        judged: Judgement,
+        words: Tensor,
+        mask: Tensor,
+        losses: dict[str, Tensor],
+        plots: dict[str, Tensor],
+    ) -> None:
+        if self.weights["sentence"]:
+            found = self._pairs(judged.image, judged.sentence)
+            self._add(f"{which}_sentence", "sentence", found, losses, plots)
+        if self.weights["word"]:
+            found = word_contrastive(
+                judged.regions,
+                words.to(judged.regions.dtype),
+                mask,
+                scale=self.word_scale,
+                directions=self.directions,
+                backend=self.backend,
+            )
+            self._add(f"{which}_word", "word", found, losses, plots)
+
+    def _add(
+        self,
+        name: str,
+        weight: str,
+        found: tuple[Tensor, dict[str, Tensor]],
+        losses: dict[str, Tensor],
+        plots: dict[str, Tensor],
+    ) -> None:
+        loss, stats = found
+        losses[name] = self.weights[weight] * loss
+        plots.update({f"{kind}_{name}": value for kind, value in stats.items()})
+
+    def _pretrained(self, pictures: Tensor) -> Tensor:
+        assert self.image_encoder is not None
+        size = getattr(self.image_encoder.model.config, "image_size", None)
+        if isinstance(size, int) and pictures.shape[-1] != size:
+            pictures = F.interpolate(
+                pictures, size=(size, size), mode="bilinear", align_corners=False, antialias=True
+            )
+        mean, std = (
+            torch.tensor(values, device=pictures.device, dtype=pictures.dtype)[:, None, None]
+            for values in (self.image_mean, self.image_std)
+        )
+        vectors: Tensor = self.image_encoder((pictures - mean) / std).global_
+        return vectors
+
+
+def _halves(judged: Judgement, count: int) -> tuple[Judgement, Judgement]:
+    parts = {name: value.split(count) for name, value in vars(judged).items()}
+    first, second = (Judgement(**{name: pair[place] for name, pair in parts.items()}) for place in (0, 1))
+    return first, second
