@@ -1,4 +1,4 @@
-"""The command `jrl`: fit, validate, test, retrieve, embed, probe, demo."""
+"""The command `jrl`: fit, validate, test, retrieve, embed, probe, ground, demo."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ USAGE = """usage: jrl COMMAND [options]
   retrieve  find pictures:          jrl retrieve --run RUN "a red flag"
   embed     embed a folder:         jrl embed --run RUN --images FOLDER --out embeddings.safetensors
   probe     test the encoder:       jrl probe --run RUN --tasks classification,segmentation
+  ground    find phrases by words:  jrl ground --run RUN --image FILE --caption "a red flag"
   demo      train on colour emoji:  jrl demo --out runs/demo
 
 `jrl COMMAND --help` lists the options; --traceback shows where an error came from.
@@ -58,12 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             from jrl.downstream.command import main as probe
 
             return probe(rest)
+        if command == "ground":
+            from jrl.grounding.command import main as ground
+
+            return ground(rest)
         if command == "demo":
             from jrl.demo import main as demo
 
             return int(demo(rest) or 0)
         raise ValueError(
-            f"command: expected one of {', '.join((*TRAINING, 'retrieve', 'embed', 'probe', 'demo'))}, got {command!r}"
+            f"command: expected one of {', '.join((*TRAINING, 'retrieve', 'embed', 'probe', 'ground', 'demo'))}, got {command!r}"
         )
     except KeyboardInterrupt:
         print("jrl: interrupted", file=sys.stderr)

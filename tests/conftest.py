@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,28 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """One cache of compiled kernels for all the workers of a run; it goes when the run ends."""
+    if not hasattr(config, "workerinput"):
+        cache = tempfile.TemporaryDirectory(prefix="triton-aot-", ignore_cleanup_errors=True)
+        os.environ["JRL_TEST_CACHE"] = cache.name
+        config.add_cleanup(cache.cleanup)
+
+
+def _shares_work(item: Any) -> bool:
+    """Whether a test reads what a fixture of its module has prepared."""
+    definitions = item._fixtureinfo.name2fixturedefs.values() if hasattr(item, "_fixtureinfo") else ()
+    return any(definition.scope == "module" for found in definitions for definition in found)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # pytest-xdist deals out the groups, then the other tests in this order: no worker idles while another does a long one.
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+        for item in items:
+            if _shares_work(item) and not any(item.iter_markers("xdist_group")):
+                item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device, and PyTorch sees none")

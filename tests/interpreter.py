@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+from tests.serving import Server, serve
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,14 +23,42 @@ def groups(*names: str) -> list[str]:
     ]
 
 
-def run(group: str) -> None:
-    """Run one group in a process of its own, since Triton looks at TRITON_INTERPRET when it is imported; nothing may skip."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", group],
-        env=environment | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
-    assert "skipped" not in done.stdout
+def server() -> Server:
+    """What runs groups: Triton looks at TRITON_INTERPRET when it is imported, so not the process that asks."""
+    return Server("tests.interpreter", {"TRITON_INTERPRET": "1"})
+
+
+def run(group: str, interpreter: Server) -> None:
+    """Run one group in a process of its own; nothing may skip."""
+    code, output = interpreter.ask(group)
+    assert code == 0, output[-8000:]
+    assert " passed" in output
+    assert "skipped" not in output
+
+
+def _run(group: str) -> tuple[int, str]:
+    """The exit status and the output of one group, in a fork: what one group changes, the next does not see."""
+    import pytest
+
+    with tempfile.TemporaryFile("w+") as output:
+        child = os.fork()
+        if child == 0:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+            sys.stdout = sys.stderr = os.fdopen(1, "w")
+            code = pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:randomly", group])
+            sys.stdout.flush()
+            os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        output.seek(0)
+        return code, output.read()
+
+
+if __name__ == "__main__":
+    # Imported once for all the forks.
+    import hypothesis  # noqa: F401
+    import triton  # noqa: F401
+
+    import jrl_kernels  # noqa: F401
+
+    serve(_run)

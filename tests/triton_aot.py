@@ -4,15 +4,14 @@ A test file gives `CASES`, names of functions that call an op's launchers on ten
 since kernels must not be decorated for the interpreter, runs them as if on a GPU of some compute capability, records the
 launches instead of making them, and compiles each as Triton would have.
 
-    python tests/triton_aot.py tests/ops/test_info_nce_aot.py        then lines of JSON [case, major, minor] on its standard input
+    python -m tests.triton_aot        then lines of JSON [test file, case, major, minor] on its standard input
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
-import json
-import os
 import re
 import subprocess
 import sys
@@ -29,6 +28,11 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, mangle_type
+
+from tests.serving import Server, serve
+
+CAPABILITIES = [(8, 0), (9, 0), (10, 0)]
+"""For which every case is compiled."""
 
 SHARED_MEMORY = {(8, 0): 163 << 10, (8, 9): 99 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10}
 """Bytes that one block may have, by compute capability."""
@@ -49,51 +53,21 @@ class Compiled:
 
 
 class Compiler:
-    """The process that compiles one test file's cases; each case and capability once."""
+    """The cases of one test file, as a server compiles them."""
 
-    def __init__(self, path: Path, cache: Path) -> None:
-        root = Path(__file__).parents[1]
-        environment = {
-            **os.environ,
-            "TRITON_INTERPRET": "0",
-            "TRITON_CACHE_DIR": str(cache),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, str(path)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
+    def __init__(self, server: Server, path: Path) -> None:
+        self.server, self.path = server, path
 
     def __call__(self, case: str, capability: tuple[int, int]) -> list[Compiled]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(json.dumps([case, *capability]), file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise RuntimeError(
-                f"the compiling process ended with code {self.process.wait()}; its errors are above"
-            )
-        found = json.loads(answer)
+        found = self.server.ask([str(self.path), case, *capability])
         if isinstance(found, str):
             raise RuntimeError(found)
         return [Compiled(**item) for item in found]
 
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(timeout=60)
 
-
-@contextmanager
-def compiler(path: str) -> Iterator[Compiler]:
-    """A Compiler for a test file, with a cache of compiled kernels that goes when it closes."""
-    with tempfile.TemporaryDirectory(prefix="triton-aot-") as cache:
-        process = Compiler(Path(path), Path(cache))
-        try:
-            yield process
-        finally:
-            process.close()
+def server(cache: str) -> Server:
+    """What compiles, with a folder for compiled kernels: a launch that several cases share is compiled once."""
+    return Server("tests.triton_aot", {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache})
 
 
 def faults(compiled: Compiled, capability: tuple[int, int], matrix: bool) -> list[str]:
@@ -106,6 +80,18 @@ def faults(compiled: Compiled, capability: tuple[int, int], matrix: bool) -> lis
     if matrix and compiled.matrix_instructions == 0:
         found.append(f"no {_MATRIX_INSTRUCTIONS[capability[0]]} instruction")
     return found
+
+
+def assert_sound(
+    found: list[Compiled], capability: tuple[int, int], multiplies: Callable[[Compiled], bool]
+) -> None:
+    """No launch has a fault; `multiplies` says of which kernels matrix instructions are expected."""
+    wrong = {
+        f"{compiled.kernel} {compiled.settings}: {fault}"
+        for compiled in found
+        for fault in faults(compiled, capability, multiplies(compiled))
+    }
+    assert not wrong, "\n".join(sorted(wrong))
 
 
 def _specialize(
@@ -188,28 +174,33 @@ def _run(case: Callable[[], None], capability: tuple[int, int]) -> list[Compiled
     return list(compiled.values())
 
 
-def main() -> None:
-    """Answer each line of standard input with a line of JSON: what was compiled, or the error."""
-    spec = importlib.util.spec_from_file_location("aot_cases", sys.argv[1])
+@functools.cache
+def _cases(path: str) -> dict[str, Callable[[], None]]:
+    name = f"aot_cases_{Path(path).stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["aot_cases"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
-    answers = sys.stdout
-    # What a compiler prints must not be taken for an answer.
-    sys.stdout = sys.stderr
-    for line in sys.stdin:
-        case, *capability = json.loads(line)
-        try:
-            answer: Any = [dataclasses.asdict(item) for item in _run(module.CASES[case], tuple(capability))]
-        except Exception as error:
-            answer = f"{type(error).__name__}: {error}"
-            cause = error.__cause__
-            while cause is not None:
-                answer += f"\n{type(cause).__name__}: {cause}"
-                cause = cause.__cause__
-        print(json.dumps(answer), file=answers, flush=True)
+    cases: dict[str, Callable[[], None]] = module.CASES
+    return cases
+
+
+def _answer(question: list[Any]) -> list[dict[str, Any]] | str:
+    """What was compiled, or the error."""
+    path, case, *capability = question
+    # What another case has set must not decide what this one compiles.
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    try:
+        return [dataclasses.asdict(item) for item in _run(_cases(path)[case], tuple(capability))]
+    except Exception as error:
+        answer = f"{type(error).__name__}: {error}"
+        cause = error.__cause__
+        while cause is not None:
+            answer += f"\n{type(cause).__name__}: {cause}"
+            cause = cause.__cause__
+        return answer
 
 
 def _overfull(pointer, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
@@ -223,4 +214,4 @@ overfull_kernel = triton.jit(_overfull)
 
 
 if __name__ == "__main__":
-    main()
+    serve(_answer)

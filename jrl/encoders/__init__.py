@@ -6,5 +6,6 @@ from jrl.encoders.image import ImageEncoder
 from jrl.encoders.output import EncoderOutput
 from jrl.encoders.projection import ProjectionHead
 from jrl.encoders.text import TextEncoder
+from jrl.encoders.word_regions import WordRegions
 
-__all__ = ["EncoderOutput", "ImageEncoder", "ProjectionHead", "TextEncoder"]
+__all__ = ["EncoderOutput", "ImageEncoder", "ProjectionHead", "TextEncoder", "WordRegions"]

@@ -147,10 +147,11 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_interrupted_and_killed_demos_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     last = run / "checkpoints" / "last.ckpt"
-    epochs = ["--trainer.max_epochs", "30"]
+    epochs = ["--trainer.max_epochs", "12"]
     arguments = ["--out", str(run), "--data", "scenes", *FEW, *SHORT, *epochs]
     stops = []
     for sent in (signal.SIGINT, signal.SIGKILL):
@@ -167,19 +168,19 @@ def test_interrupted_and_killed_demos_resume(tmp_path: Path, capsys: pytest.Capt
         assert process.returncode == (130 if sent == signal.SIGINT else -sent), errors
         assert ("the same command goes on" in errors) == (sent == signal.SIGINT)
         assert not (run / "report.md").exists()
-    assert 0 < stops[0] < stops[1] < 120
+    assert 0 < stops[0] < stops[1] < 48
     # the end of it in this process, cut short by the saved configuration
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    assert config["trainer"]["max_epochs"] == 30
+    assert config["trainer"]["max_epochs"] == 12
     assert main(["demo", "--out", str(run), *FEW]) == 0
     assert f"resuming the interrupted training at step {stops[1]}" in capsys.readouterr().err
     training = json.loads((run / "demo.json").read_text(encoding="utf-8"))["training"]
-    assert training["steps"] == 120
+    assert training["steps"] == 48
     assert training["pieces"] == 3
     assert "summed over 3 pieces" in (run / "report.md").read_text(encoding="utf-8")
     steps = [step for step, _ in read_curves(run)["train/contrastive"]]
     assert steps == sorted(set(steps))
-    assert steps[-1] == 110
+    assert steps[-1] == 40
 
 
 def error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -244,6 +245,7 @@ def has_font() -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_font(), reason="needs the colour-emoji font")
 def test_emoji_are_judged_by_the_bars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"

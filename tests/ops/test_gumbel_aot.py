@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,13 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.triton_aot import Compiled, Compiler, compiler, faults
+from tests.triton_aot import CAPABILITIES, Compiled, Compiler, assert_sound
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="the package triton is not installed"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("triton") is None, reason="the package triton is not installed"
+    ),
+]
 
-CAPABILITIES = [(8, 0), (9, 0), (10, 0)]
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
 MATRIX_KERNELS = {
     "gumbel_assign_statistics_kernel",
@@ -82,19 +84,12 @@ CASES: dict[str, Callable[[], None]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def compile_case() -> Iterator[Compiler]:
-    with compiler(__file__) as process:
-        yield process
-
-
 def multiplies(case: str, compiled: Compiled) -> bool:
     """Whether the kernel is to use the matrix units: float32 without TF32 may not, and a gather has no product."""
     gathers = compiled.kernel == "gumbel_assign_spread_kernel" and compiled.settings["HARD"]
     return compiled.kernel in MATRIX_KERNELS and "float32" not in case and not gathers
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"{c[0]}.{c[1]}")
 @pytest.mark.parametrize("case", CASES)
 def test_compiles_without_spills(compile_case: Compiler, case: str, capability: tuple[int, int]) -> None:
@@ -106,9 +101,4 @@ def test_compiles_without_spills(compile_case: Compiler, case: str, capability: 
         else "gumbel_embed_gradient_kernel"
     )
     assert head in names
-    wrong = {
-        f"{compiled.kernel} {compiled.settings}: {fault}"
-        for compiled in found
-        for fault in faults(compiled, capability, multiplies(case, compiled))
-    }
-    assert not wrong, "\n".join(sorted(wrong))
+    assert_sound(found, capability, partial(multiplies, case))

@@ -297,3 +297,73 @@ def test_soft_groups_of_hardly_any_weight(backend: str, device: str) -> None:
     found = pooled(**arguments, hard=False, backend=backend)
     truth: Tensor = pooled(**cast(arguments, torch.float64), hard=False, backend="reference")
     torch.testing.assert_close(found.double(), truth, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.gpu
+def test_cuda_graph_draws_new_noise() -> None:
+    """A captured step replays on new numbers and, where the seed is not given, new noise."""
+    arguments = make_inputs(Shape(4, 64, 196, 64, 64), dtype=torch.bfloat16, device="cuda")
+    names = ("queries", "keys", "values", "scale")
+
+    def step() -> tuple[Tensor, ...]:
+        out = pooled(**arguments)
+        free = gumbel_assign(**{**arguments, "seed": None}).index
+        return (out, free, *torch.autograd.grad(out.sum(), [arguments[name] for name in names]))
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step()
+    with torch.no_grad():
+        arguments["keys"].copy_(arguments["keys"].flip(0))
+        arguments["seed"].add_(1)
+    graph.replay()
+    first = found[1].clone()
+    graph.replay()
+    assert not torch.equal(first, found[1])
+    expected = step()
+    for i in (0, 2, 3, 4, 5):
+        torch.testing.assert_close(found[i], expected[i])
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_compiles_with_a_seed_and_without(backend: str, device: str) -> None:
+    torch._dynamo.reset()
+
+    def drawn(queries: Tensor, keys: Tensor) -> Any:
+        seeded = gumbel_assign(queries, keys, keys, return_soft=True, seed=5, backend=backend)
+        return seeded, gumbel_assign(queries, keys, keys, backend=backend)
+
+    queries, keys = torch.randn(2, 3, 4, device=device), torch.randn(2, 5, 4, device=device)
+    compiler = "aot_eager" if device == "cpu" else "inductor"
+    seeded, free = torch.compile(drawn, fullgraph=True, backend=compiler)(queries, keys)
+    torch.testing.assert_close(seeded, drawn(queries, keys)[0])
+    assert free.index.shape == (2, 5)
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_logits_and_codebook_may_differ(backend: str, device: str) -> None:
+    arguments = make_embed_inputs(EMBED_SHAPES["ragged"], device=device)
+    arguments["logits"] = arguments["logits"].detach().half().requires_grad_()
+    found = value_and_gradients(partial(embedding, backend=backend), arguments)
+    expected = value_and_gradients(partial(embedding, backend="reference"), arguments)
+    assert found["output 0"].dtype == torch.float32 and found["d logits"].dtype == torch.float16
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=3e-3, atol=3e-3)
+
+
+def test_nothing_of_the_assignment_s_size_is_saved() -> None:
+    arguments = make_inputs(Shape(2, 50, 60, 4, 3))
+    sizes: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        for hard in (True, False):
+            pooled(**arguments, hard=hard, backend="cpu")
+    assert sizes and max(sizes) < 2 * 50 * 60

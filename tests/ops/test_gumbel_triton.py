@@ -9,10 +9,11 @@ import pytest
 if importlib.util.find_spec("triton") is None:
     pytest.skip("the package triton is not installed", allow_module_level=True)
 
-from tests import interpreter
+from tests.interpreter import groups, run
+from tests.serving import Server
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("group", interpreter.groups("gumbel"))
-def test_in_the_interpreter(group: str) -> None:
-    interpreter.run(group)
+@pytest.mark.parametrize("group", groups("gumbel"))
+def test_in_the_interpreter(group: str, interpreter: Server) -> None:
+    run(group, interpreter)

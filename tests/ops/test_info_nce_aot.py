@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -13,13 +13,15 @@ from torch import Tensor
 from jrl_kernels._positives import Positives
 from jrl_kernels._sweep import Source
 from jrl_kernels.ops.info_nce.sweep import Options, Upstream
-from tests.triton_aot import Compiled, Compiler, compiler, faults
+from tests.triton_aot import CAPABILITIES, Compiled, Compiler, assert_sound, faults
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="the package triton is not installed"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("triton") is None, reason="the package triton is not installed"
+    ),
+]
 
-CAPABILITIES = [(8, 0), (9, 0), (10, 0)]
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
 MATRIX_KERNELS = {
     "info_nce_statistics_kernel",
@@ -151,12 +153,6 @@ CASES: dict[str, Callable[[], None]] = {
 GOOD = [name for name in CASES if name != "spilling"]
 
 
-@pytest.fixture(scope="module")
-def compile_case() -> Iterator[Compiler]:
-    with compiler(__file__) as process:
-        yield process
-
-
 def multiplies(case: str, compiled: Compiled) -> bool:
     """Whether the kernel is to use the matrix units: float32 without TF32 may not, scores have no product."""
     return compiled.kernel in MATRIX_KERNELS and not case.startswith(
@@ -174,12 +170,7 @@ def test_compiles_without_spills(compile_case: Compiler, case: str, capability: 
         "sigmoid_contrastive_gradient_kernel" if case.startswith("sigmoid") else "info_nce_gradient_kernel"
     )
     assert gradient in kernels
-    wrong = {
-        f"{compiled.kernel} {compiled.settings}: {fault}"
-        for compiled in found
-        for fault in faults(compiled, capability, multiplies(case, compiled))
-    }
-    assert not wrong, "\n".join(sorted(wrong))
+    assert_sound(found, capability, partial(multiplies, case))
 
 
 @pytest.mark.parametrize("case", ["bfloat16", "float16, ragged"])

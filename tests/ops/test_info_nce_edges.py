@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from jrl_kernels import info_nce
+from jrl_kernels import info_nce, info_nce_from_scores
 from jrl_kernels.ops.info_nce.cases import SHAPES, Shape, make_inputs
 from tests.ops.conformance import BACKENDS, assert_close_to_truth, cast, value_and_gradients
 
@@ -136,3 +136,31 @@ class TestEdges:
         plain = info_nce(**arguments, reduction="none", direction="y_to_x", backend=backend)
         found = info_nce(**arguments, reduction="none", direction="y_to_x", weights=weights, backend=backend)
         torch.testing.assert_close(found, plain * torch.tensor([1.0, 3.0], device=device))
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_compiles_with_statistics_and_scores(backend: str, device: str) -> None:
+    torch._dynamo.reset()
+
+    def step(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        loss, stats = info_nce(x, y, scale=5.0, return_stats=True, backend=backend)
+        return (
+            loss + info_nce_from_scores(x @ y.T, backend=backend),
+            stats.accuracy_x_to_y,
+            stats.bound_y_to_x,
+        )
+
+    x, y = torch.randn(6, 4, device=device), torch.randn(6, 4, device=device)
+    torch.testing.assert_close(torch.compile(step, fullgraph=True, backend="aot_eager")(x, y), step(x, y))
+
+
+@pytest.mark.gpu
+def test_more_logits_than_32_bits_count() -> None:
+    """66,000 x 66,000 logits exceed 2^31 and 2^32; the last row's loss is that of its own small problem."""
+    x = torch.randn(66_000, 32, device="cuda", dtype=torch.bfloat16)
+    losses, _ = info_nce(x, x, scale=0.3, reduction="none", backend="triton")
+    last = info_nce(
+        x[-5:], x, scale=0.3, positives=torch.arange(65_995, 66_000, device="cuda"), direction="x_to_y",
+        reduction="none", backend="reference",
+    )  # fmt: skip
+    torch.testing.assert_close(losses[-5:], last, rtol=1e-4, atol=1e-4)

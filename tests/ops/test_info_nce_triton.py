@@ -16,13 +16,14 @@ from jrl_kernels._positives import Positives
 from jrl_kernels._sweep import Source
 from jrl_kernels.ops.info_nce import triton_kernel
 from jrl_kernels.ops.info_nce.sweep import Options, Upstream
-from tests import interpreter
+from tests.interpreter import groups, run
+from tests.serving import Server
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("group", interpreter.groups("info_nce", "operators"))
-def test_in_the_interpreter(group: str) -> None:
-    interpreter.run(group)
+@pytest.mark.parametrize("group", groups("info_nce", "operators"))
+def test_in_the_interpreter(group: str, interpreter: Server) -> None:
+    run(group, interpreter)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from jrl_kernels.ops.max_sim.sides import Side, choice_dtype
-from tests.triton_aot import Compiled, Compiler, compiler, faults
+from tests.triton_aot import CAPABILITIES, Compiled, Compiler, assert_sound
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="the package triton is not installed"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("triton") is None, reason="the package triton is not installed"
+    ),
+]
 
-CAPABILITIES = [(8, 0), (9, 0), (10, 0)]
 KERNELS = {"max_sim_forward_kernel", "max_sim_items_kernel", "max_sim_found_kernel"}
 MATRIX_KERNELS = KERNELS - {"max_sim_items_kernel"}
 
@@ -71,29 +73,17 @@ CASES: dict[str, Callable[[], None]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def compile_case() -> Iterator[Compiler]:
-    with compiler(__file__) as process:
-        yield process
-
-
 def multiplies(case: str, compiled: Compiled) -> bool:
     """Whether the kernel is to use the matrix units: float32 without TF32 may not."""
     return compiled.kernel in MATRIX_KERNELS and not case.startswith("float32")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"{c[0]}.{c[1]}")
 @pytest.mark.parametrize("case", CASES)
 def test_compiles_without_spills(compile_case: Compiler, case: str, capability: tuple[int, int]) -> None:
     found = compile_case(case, capability)
     assert {compiled.kernel for compiled in found} == KERNELS
-    wrong = {
-        f"{compiled.kernel} {compiled.settings}: {fault}"
-        for compiled in found
-        for fault in faults(compiled, capability, multiplies(case, compiled))
-    }
-    assert not wrong, "\n".join(sorted(wrong))
+    assert_sound(found, capability, partial(multiplies, case))
 
 
 def test_two_blocks_share_a_multiprocessor(compile_case: Compiler) -> None:

@@ -176,3 +176,29 @@ class TestEdges:
         (truth,) = torch.autograd.grad(exact * 100, wide["regions"], upstream.double())
         # float16 itself ends at 6e-8.
         torch.testing.assert_close(found.double(), truth, rtol=2e-3, atol=1e-7)
+
+
+def test_compiles_for_every_length() -> None:
+    torch._dynamo.reset()
+    backend = "cpu"
+    compiled = torch.compile(
+        partial(max_sim, backend=backend), fullgraph=True, dynamic=True, backend="aot_eager"
+    )
+    for shape in (Shape(3, 4, 5, 6, 4), Shape(5, 2, 9, 7, 4)):
+        arguments = make_inputs(shape)
+        torch.testing.assert_close(compiled(**arguments), max_sim(**arguments, backend=backend))
+
+
+@pytest.mark.gpu
+def test_more_choices_than_32_bits_count() -> None:
+    """2^32 choices and more: the last image's scores and gradient are those of its own small problem."""
+    regions = torch.randn(17_000, 2, 16, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    words = torch.randn(17_000, 16, 16, device="cuda", dtype=torch.bfloat16)
+    last = regions[-1:].detach().requires_grad_()
+    scores = max_sim(regions, words, backend="triton")
+    expected = max_sim(last, words, backend="triton")
+    torch.testing.assert_close(scores[-1:], expected, rtol=1e-5, atol=1e-5)
+    (whole,) = torch.autograd.grad(scores[-1].sum(), regions)
+    (alone,) = torch.autograd.grad(expected.sum(), last)
+    torch.testing.assert_close(whole[-1:], alone)
+    assert not whole[:-1].any()

@@ -6,13 +6,14 @@ import importlib.util
 
 import pytest
 
-from tests import interpreter
+from tests.interpreter import groups, run
+from tests.serving import Server
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("the package triton is not installed", allow_module_level=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("group", interpreter.groups("max_sim"))
-def test_in_the_interpreter(group: str) -> None:
-    interpreter.run(group)
+@pytest.mark.parametrize("group", groups("max_sim"))
+def test_in_the_interpreter(group: str, interpreter: Server) -> None:
+    run(group, interpreter)

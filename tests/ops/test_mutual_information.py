@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from jrl_kernels import info_nce, mutual_information
 from jrl_kernels.ops.mutual_information import sweep
-from jrl_kernels.ops.mutual_information.cases import SHAPES, Shape, make_inputs
+from jrl_kernels.ops.mutual_information.cases import SHAPES, Shape, bytes_moved, flops, make_inputs
 from tests.ops.conformance import (
     BACKENDS,
     FUSED,
@@ -306,3 +306,27 @@ class TestProperties:
         # Candidates at a constant logit join the denominator and not K: the bound only falls.
         lower = mutual_information(**arguments, own_logit=-10.0, backend=backend)
         assert float(lower) <= float(mutual_information(**arguments, backend=backend)) + 1e-5
+
+
+@pytest.mark.gpu
+def test_more_scores_than_32_bits_count() -> None:
+    """66,000 x 66,000 scores exceed 2^31 and 2^32; with one location an image the bound is log N less InfoNCE's loss."""
+    x = torch.randn(66_000, 32, device="cuda", dtype=torch.bfloat16)
+    loss = info_nce(x, x, scale=0.3, direction="x_to_y", backend="triton")
+    found = mutual_information(x, x, scale=0.3, backend="triton")
+    torch.testing.assert_close(found, math.log(66_000) - loss, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("backend", "device"), FUSED)
+def test_gradients_have_their_inputs_dtype(backend: str, device: str) -> None:
+    arguments = make_inputs(SHAPES["local"], dtype=torch.bfloat16, device=device)
+    found = value_and_gradients(partial(mutual_information, backend=backend), arguments)
+    assert found["output 0"].dtype == found["d scale"].dtype == torch.float32
+    assert found["d x"].dtype == found["d y"].dtype == torch.bfloat16
+
+
+def test_costs() -> None:
+    shape = Shape(2, 3, 5, 7)
+    assert flops(shape, backward=False) == 2 * (2 * 3) * (2 * 5) * 7
+    assert flops(shape, backward=True) == 4 * flops(shape, backward=False)
+    assert bytes_moved(shape, torch.bfloat16, backward=True) == 3 * 2 * (2 * 3 + 2 * 5) * 7

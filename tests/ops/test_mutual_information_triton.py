@@ -13,13 +13,14 @@ if importlib.util.find_spec("triton") is None:
 from jrl_kernels._sweep import Source
 from jrl_kernels.ops.mutual_information import triton_kernel
 from jrl_kernels.ops.mutual_information.sweep import Images, Upstream
-from tests import interpreter
+from tests.interpreter import groups, run
+from tests.serving import Server
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("group", interpreter.groups("mutual_information"))
-def test_in_the_interpreter(group: str) -> None:
-    interpreter.run(group)
+@pytest.mark.parametrize("group", groups("mutual_information"))
+def test_in_the_interpreter(group: str, interpreter: Server) -> None:
+    run(group, interpreter)
 
 
 @pytest.mark.parametrize(

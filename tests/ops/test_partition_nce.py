@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jrl_kernels import noise_log_partition, partition_nce
 from jrl_kernels.ops.partition_nce import cpu, op
-from jrl_kernels.ops.partition_nce.cases import SHAPES, Shape, make_inputs
+from jrl_kernels.ops.partition_nce.cases import SHAPES, Shape, bytes_moved, flops, make_inputs
 from tests.ops.conformance import (
     BACKENDS,
     FUSED,
@@ -308,3 +308,72 @@ class TestNoiseLogPartition:
         query, bank = torch.tensor([[1.0]]), torch.tensor([[500.0], [498.0]])
         found = noise_log_partition(query, bank, torch.tensor([[0, 1]]), scale=1.0)
         assert float(found) == pytest.approx(500 + math.log((1 + math.exp(-2)) / 2), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_graph_reads_nothing_beyond_the_bank(dtype: torch.dtype) -> None:
+    """It was traced without the check at the door."""
+    torch._dynamo.reset()
+    compiled = torch.compile(partial(partition_nce, backend="cpu"), fullgraph=True, backend="aot_eager")
+    arguments = make_inputs(SHAPES["tiny"], dtype=dtype)
+    assert compiled(**arguments).isfinite()
+    for wrong in (-(1 << 40), 1 << 40):
+        arguments["negative_index"][0, 0] = wrong
+        with pytest.raises((RuntimeError, IndexError)):
+            compiled(**arguments)
+
+
+@pytest.mark.gpu
+def test_a_bank_of_more_elements_than_32_bits_count() -> None:
+    bank = torch.zeros(20_000_000, 128, dtype=torch.bfloat16, device="cuda")
+    bank[-1] = 1.0
+    query = torch.ones(1, 128, dtype=torch.bfloat16, device="cuda")
+    index = torch.tensor([[19_999_999]], device="cuda")
+    loss = partition_nce(query, bank, index, index - 1, scale=1.0, log_partition=0.0, backend="triton")
+    assert float(loss) == pytest.approx(0.6931472, rel=1e-5)
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_under_autocast_the_query_takes_the_banks_dtype(backend: str, device: str) -> None:
+    arguments = make_inputs(SHAPES["ragged"], device=device)
+    half = arguments["query"].detach().bfloat16()
+    with torch.autocast(device, dtype=torch.bfloat16):
+        found = partition_nce(**{**arguments, "query": half}, backend=backend)
+        plain = partition_nce(**arguments, backend=backend)
+    wide = partition_nce(**{**arguments, "query": half.float()}, backend=backend)
+    torch.testing.assert_close(found, wide, rtol=1e-6, atol=0)
+    torch.testing.assert_close(plain, partition_nce(**arguments, backend=backend), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("backend", "device"), FUSED)
+def test_gradients_have_their_inputs_dtype(backend: str, device: str) -> None:
+    arguments = make_inputs(SHAPES["ragged"], dtype=torch.bfloat16, device=device)
+    found = value_and_gradients(partial(partition_nce, backend=backend), arguments)
+    assert found["output 0"].dtype == found["d scale"].dtype == torch.float32
+    assert found["d query"].dtype == torch.bfloat16
+
+
+def test_costs() -> None:
+    shape = Shape(2, 100, 3, 4, 5)
+    assert flops(shape, backward=False) == 2 * 2 * 9 * 3
+    assert flops(shape, backward=True) == 2 * flops(shape, backward=False)
+    assert bytes_moved(shape, torch.float32, backward=False) == 2 * 9 * (3 * 4 + 8) + 2 * 3 * 4
+
+
+@pytest.mark.parametrize(("backend", "device"), FUSED)
+def test_a_gradient_is_prepared_only_where_one_is_wanted(
+    backend: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[bool] = []
+    real = torch.ops.jrl.partition_nce_forward
+
+    def record(*arguments: Any) -> Any:
+        prepared.append(arguments[-2])
+        return real(*arguments)
+
+    monkeypatch.setattr(torch.ops.jrl, "partition_nce_forward", record)
+    arguments = make_inputs(SHAPES["tiny"], device=device)
+    partition_nce(**arguments, backend=backend)
+    alone = {"query": arguments["query"].detach(), "scale": 1.0}
+    partition_nce(**arguments | alone, backend=backend)
+    assert prepared == [True, False]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
 
-from tests.triton_aot import Compiler, compiler, faults
+from tests.triton_aot import CAPABILITIES, Compiler, assert_sound
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="the package triton is not installed"
-)
-
-CAPABILITIES = [(8, 0), (9, 0), (10, 0)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("triton") is None, reason="the package triton is not installed"
+    ),
+]
 
 
 def loss(
@@ -42,20 +43,9 @@ CASES: dict[str, Callable[[], None]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def compile_case() -> Iterator[Compiler]:
-    with compiler(__file__) as process:
-        yield process
-
-
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"{c[0]}.{c[1]}")
 @pytest.mark.parametrize("case", CASES)
 def test_compiles_without_spills(compile_case: Compiler, case: str, capability: tuple[int, int]) -> None:
     found = compile_case(case, capability)
     assert [compiled.settings["GRADIENT"] for compiled in found] == [True, False]
-    wrong = {
-        f"{compiled.settings}: {fault}"
-        for compiled in found
-        for fault in faults(compiled, capability, matrix=False)
-    }
-    assert not wrong, "\n".join(sorted(wrong))
+    assert_sound(found, capability, lambda compiled: False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -12,13 +12,15 @@ from torch import Tensor
 
 from jrl_kernels._sweep import Source
 from jrl_kernels.ops.ranking_loss.sweep import Options
-from tests.triton_aot import Compiled, Compiler, compiler, faults
+from tests.triton_aot import CAPABILITIES, Compiled, Compiler, assert_sound
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="the package triton is not installed"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("triton") is None, reason="the package triton is not installed"
+    ),
+]
 
-CAPABILITIES = [(8, 0), (9, 0), (10, 0)]
 MATRIX_KERNELS = {
     "ranking_loss_sums_kernel",
     "ranking_loss_hardest_kernel",
@@ -79,12 +81,6 @@ CASES: dict[str, Callable[[], None]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def compile_case() -> Iterator[Compiler]:
-    with compiler(__file__) as process:
-        yield process
-
-
 def multiplies(case: str, compiled: Compiled) -> bool:
     """Whether the kernel is to use the matrix units: float32 without TF32 may not, scores have no product."""
     return compiled.kernel in MATRIX_KERNELS and not case.startswith(("float32", "order", "scores"))
@@ -98,9 +94,4 @@ def test_compiles_without_spills(compile_case: Compiler, case: str, capability: 
     assert kernels <= KERNELS
     assert {"ranking_loss_sums_kernel", "ranking_loss_hardest_kernel"} <= kernels
     assert "ranking_loss_gradient_kernel" in kernels
-    wrong = {
-        f"{compiled.kernel} {compiled.settings}: {fault}"
-        for compiled in found
-        for fault in faults(compiled, capability, multiplies(case, compiled))
-    }
-    assert not wrong, "\n".join(sorted(wrong))
+    assert_sound(found, capability, partial(multiplies, case))

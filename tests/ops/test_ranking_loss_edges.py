@@ -5,13 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 
 from jrl_kernels import ranking_loss, ranking_loss_from_scores
-from jrl_kernels.ops.ranking_loss.cases import SHAPES, Shape, make_inputs
-from tests.ops.conformance import BACKENDS, assert_close_to_truth, cast, value_and_gradients
+from jrl_kernels._sweep import Source
+from jrl_kernels.ops.ranking_loss.backends import BACKENDS as IMPLEMENTATIONS
+from jrl_kernels.ops.ranking_loss.cases import SHAPES, Shape, bytes_moved, flops, make_inputs
+from jrl_kernels.ops.ranking_loss.sweep import Options
+from tests.ops.conformance import BACKENDS, FUSED, assert_close_to_truth, cast, value_and_gradients
 
 HARDEST = (False, True)
 # Small, since the interpreter runs these tests too, yet more than one of its tiles.
@@ -244,3 +248,74 @@ class TestEdges:
                     )
                 )
                 assert_close_to_truth(found, plain, truth, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("hardest", HARDEST)
+def test_more_scores_than_32_bits_count(hardest: bool) -> None:
+    """66,000 x 66,000 scores exceed 2^31 and 2^32; the last rows' losses are those of dense scores."""
+    x = torch.randn(66_000, 32, device="cuda", dtype=torch.bfloat16)
+    y = torch.randn(66_000, 32, device="cuda", dtype=torch.bfloat16)
+    losses = ranking_loss(
+        x, y, metric="dot", hardest=hardest, direction="x_to_y", reduction="none", backend="triton"
+    )
+    assert isinstance(losses, torch.Tensor)
+    dense = x[-5:].double() @ y.double().T
+    positive = dense[:, -5:].diagonal()
+    violations = (0.2 - positive[:, None] + dense).clamp(min=0)
+    violations[:, -5:].fill_diagonal_(0.0)
+    expected = violations.amax(1) if hardest else violations.sum(1)
+    torch.testing.assert_close(losses[-5:].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def assert_counts_are_those_of_the_tiles(backend: str, arguments: dict[str, Any]) -> None:
+    """The violations that the forward counted are those that the backward's tiles find."""
+    implementation: Any = IMPLEMENTATIONS[backend].load()
+    x, y = (implementation.prepare(arguments[name].detach()) for name in ("x", "y"))
+    source = Source(x, y, None, torch.ones((), device=x.device))
+    pairs = min(source.shape)
+    x_ids, y_ids = arguments["exclude"]
+    options = Options(arguments["metric"], False, x_ids, y_ids, True, True, pairs, 0)
+    base = 0.05 - implementation.positive_scores(source, options)
+    ones = torch.ones(pairs, device=x.device)
+    rows, columns = implementation.statistics(source, options, base)
+    for side, axis, grads in ((rows, 1, (ones, None)), (columns, 0, (None, ones))):
+        tile, block = implementation.gradient(source, options, base, *grads)
+        found = torch.zeros(source.shape[1 - axis], dtype=torch.int64, device=x.device)
+        for r0 in range(0, source.shape[0], block[0]):
+            for c0 in range(0, source.shape[1], block[1]):
+                r1, c1 = min(r0 + block[0], source.shape[0]), min(c0 + block[1], source.shape[1])
+                part = slice(r0, r1) if axis == 1 else slice(c0, c1)
+                found[part] += (tile(r0, r1, c0, c1) != 0).sum(axis)
+        assert side.number.any()
+        assert torch.equal(side.number, found[:pairs])
+
+
+@pytest.mark.parametrize(("backend", "device"), FUSED)
+@pytest.mark.parametrize("metric", ["dot", "order"])
+def test_forward_and_backward_see_the_same_violations(backend: str, device: str, metric: str) -> None:
+    arguments = make_inputs(Shape(1100, 1030, 7), device=device, metric=metric, exclude=True)
+    assert_counts_are_those_of_the_tiles(backend, arguments)
+
+
+@pytest.mark.parametrize(("backend", "device"), FUSED)
+@pytest.mark.parametrize("hardest", HARDEST)
+def test_nothing_of_the_scores_size_is_saved(backend: str, device: str, hardest: bool) -> None:
+    arguments = make_inputs(Shape(300, 400, 8, 200), device=device, metric="dot", exclude=True)
+    saved: list[int] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        ranking_loss(**arguments, hardest=hardest, backend=backend)
+    assert saved and max(saved) <= 400 * 8
+
+
+def test_costs_count_every_product() -> None:
+    shape = Shape(10, 20, 4, 5)
+    assert flops(shape, backward=False) == 2 * 4 * (10 * 20 + 10 * 5)
+    assert flops(shape, backward=True) == 2 * 4 * (4 * 10 * 20 + 3 * 10 * 5)
+    assert bytes_moved(shape, torch.bfloat16, backward=False) == 2 * 4 * (10 + 20 + 5)
+    assert bytes_moved(shape, torch.bfloat16, backward=True) == 2 * 4 * (3 * (10 + 20) + 2 * 5)

@@ -13,13 +13,14 @@ if importlib.util.find_spec("triton") is None:
 from jrl_kernels._sweep import Source
 from jrl_kernels.ops.ranking_loss import triton_kernel
 from jrl_kernels.ops.ranking_loss.sweep import Options
-from tests import interpreter
+from tests.interpreter import groups, run
+from tests.serving import Server
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("group", interpreter.groups("ranking_loss"))
-def test_in_the_interpreter(group: str) -> None:
-    interpreter.run(group)
+@pytest.mark.parametrize("group", groups("ranking_loss"))
+def test_in_the_interpreter(group: str, interpreter: Server) -> None:
+    run(group, interpreter)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from jrl_kernels.ops.similarity.search import Listed, Pairs, Rounding
-from tests.triton_aot import Compiler, compiler, faults
+from tests.triton_aot import CAPABILITIES, Compiler, assert_sound
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="the package triton is not installed"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("triton") is None, reason="the package triton is not installed"
+    ),
+]
 
-CAPABILITIES = [(8, 0), (9, 0), (10, 0)]
 ROWS, COLUMNS = 100_000, 50_001
 
 
@@ -82,20 +84,9 @@ KERNELS = {
 }
 
 
-@pytest.fixture(scope="module")
-def compile_case() -> Iterator[Compiler]:
-    with compiler(__file__) as process:
-        yield process
-
-
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"{c[0]}.{c[1]}")
 @pytest.mark.parametrize("case", CASES)
 def test_compiles_without_spills(compile_case: Compiler, case: str, capability: tuple[int, int]) -> None:
     found = compile_case(case, capability)
     assert {compiled.kernel for compiled in found} == KERNELS[case.split(",")[0]]
-    wrong = {
-        f"{compiled.kernel} {compiled.settings}: {fault}"
-        for compiled in found
-        for fault in faults(compiled, capability, matrix=False)
-    }
-    assert not wrong, "\n".join(sorted(wrong))
+    assert_sound(found, capability, lambda compiled: False)

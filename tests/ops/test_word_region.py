@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from benchmarks.measure import extra_memory
 from jrl_kernels import attention_critic, word_region_scores
 from jrl_kernels.ops.word_region import cpu, sweep
-from jrl_kernels.ops.word_region.cases import BENCHMARK_SHAPES, SETTINGS, SHAPES, Shape, make_inputs
-from jrl_kernels.ops.word_region.settings import ATTEND, MATCH, POOL, PRENORMALIZE, resolve
+from jrl_kernels.ops.word_region.cases import BENCHMARK_SHAPES, SETTINGS, SHAPES, Shape, flops, make_inputs
+from jrl_kernels.ops.word_region.settings import ATTEND, MATCH, POOL, PRENORMALIZE, PRESETS, resolve
 from tests.ops.conformance import (
     BACKENDS,
     FUSED,
@@ -273,3 +273,55 @@ def test_memory_bar() -> None:
     plain = extra("reference")
     assert plain > 64 * 64 * 20 * (64 + 256) * 4
     assert extra("cpu") <= plain / 10
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_results_are_float32(backend: str, device: str, dtype: torch.dtype) -> None:
+    arguments = make_inputs(SHAPES["values"], dtype=dtype, device=device)
+    for pool in ("logsumexp", "none"):
+        scores = word_region_scores(**arguments, pool=pool, backend=backend)
+        assert scores.dtype == torch.float32
+        found = torch.autograd.grad(scores.sum(), list(leaves(arguments).values()))
+        assert all(gradient.dtype == dtype for gradient in found)
+
+
+class TestPresets:
+    def test_an_option_overrides_the_preset(self) -> None:
+        arguments = make_inputs(SHAPES["tiny"], masks=True)
+        explicit = {
+            "normalize": False, "prenormalize": "softmax", "attention_scale": 3.0, "match": "cosine",
+            "pool": "logsumexp", "pool_scale": 7.0, "scale": 10.0,
+        }  # fmt: skip
+        found = word_region_scores(
+            **arguments, preset="damsm", attention_scale=3.0, pool="logsumexp", pool_scale=7.0
+        )
+        torch.testing.assert_close(found, word_region_scores(**arguments, **explicit), rtol=0, atol=0)
+        plain = word_region_scores(**arguments, preset="scan_t2i", prenormalize="none")
+        torch.testing.assert_close(
+            plain, word_region_scores(**arguments, attention_scale=9.0, pool_scale=6.0)
+        )
+
+    def test_the_two_ways_to_pool_by_logsumexp(self) -> None:
+        arguments = make_inputs(SHAPES["tiny"])
+        call = partial(word_region_scores, **arguments, pool_scale=4.0)
+        torch.testing.assert_close(call(pool="logsumexp_undivided"), 4 * call(pool="logsumexp"))
+
+    def test_info_ground_divides_by_the_root_of_the_width(self) -> None:
+        arguments = make_inputs(SHAPES["values"])
+        torch.testing.assert_close(
+            word_region_scores(**arguments, preset="info_ground"),
+            word_region_scores(
+                **arguments, preset="mutual_information", pool="none", attention_scale=7**-0.5
+            ),
+        )
+
+    def test_every_preset_has_a_setting(self) -> None:
+        assert set(PRESETS) <= set(SETTINGS)
+
+
+def test_costs_are_those_of_the_floors() -> None:
+    """150 + 51 microseconds at 790 TFLOP/s for 128 pairs of 32 words with 36 regions of width 1024."""
+    shape = BENCHMARK_SHAPES["cuda"][0]
+    assert flops(shape, backward=False) == 2 * 128 * 128 * 32 * 36 * (1024 + 36)
+    assert flops(shape, backward=True) / 790e12 == pytest.approx(201e-6, rel=0.01)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from jrl_kernels.ops.word_region.sweep import Problem
-from tests.triton_aot import Compiled, Compiler, compiler, faults
+from tests.triton_aot import CAPABILITIES, Compiled, Compiler, assert_sound, faults
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="the package triton is not installed"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("triton") is None, reason="the package triton is not installed"
+    ),
+]
 
-CAPABILITIES = [(8, 0), (9, 0), (10, 0)]
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
 FUSED = {"word_region_forward_kernel", "word_region_gradient_kernel"}
 STREAMED = {"word_region_statistics_kernel", "word_region_tile_kernel"}
@@ -89,12 +91,6 @@ CASES: dict[str, Callable[[], None]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def compile_case() -> Iterator[Compiler]:
-    with compiler(__file__) as process:
-        yield process
-
-
 def multiplies(case: str, compiled: Compiled) -> bool:
     """Whether the kernel is to use the matrix units: float32 without TF32 may not."""
     return compiled.kernel in FUSED | STREAMED and not case.startswith("float32")
@@ -108,12 +104,7 @@ def test_compiles_without_spills(compile_case: Compiler, case: str, capability: 
     assert kernels - {"word_region_gram_kernel"} == (
         STREAMED if any(name in case for name in ("many keys", "grid", "long captions")) else FUSED
     )
-    wrong = {
-        f"{compiled.kernel} {compiled.settings}: {fault}"
-        for compiled in found
-        for fault in faults(compiled, capability, multiplies(case, compiled))
-    }
-    assert not wrong, "\n".join(sorted(wrong))
+    assert_sound(found, capability, partial(multiplies, case))
 
 
 @pytest.mark.parametrize("case", ["bfloat16, few keys", "bfloat16, many keys"])

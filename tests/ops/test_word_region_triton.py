@@ -13,13 +13,14 @@ if importlib.util.find_spec("triton") is None:
 from jrl_kernels.ops.word_region import triton_launch
 from jrl_kernels.ops.word_region.cases import BENCHMARK_SHAPES, Shape
 from jrl_kernels.ops.word_region.sweep import Problem
-from tests import interpreter
+from tests.interpreter import groups, run
+from tests.serving import Server
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("group", interpreter.groups("word_region"))
-def test_in_the_interpreter(group: str) -> None:
-    interpreter.run(group)
+@pytest.mark.parametrize("group", groups("word_region"))
+def test_in_the_interpreter(group: str, interpreter: Server) -> None:
+    run(group, interpreter)
 
 
 def problem_of(shape: Shape, dtype: torch.dtype, prenormalize: str = "none") -> Problem:

@@ -1,0 +1,22 @@
+"""Which regions of a picture each word of its caption attends to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class WordRegions:
+    """Attention of the words of B captions over the regions of their own pictures.
+
+    Attributes:
+        attention: [B, T, R], rows of valid words sum to one over regions.
+        grid: rows and columns of the R regions, which lie row by row.
+        mask: [B, T] bool, True where a word is real.
+    """
+
+    attention: Tensor
+    grid: tuple[int, int]
+    mask: Tensor
