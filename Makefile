@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test check docs gpu-check clean setup
+.PHONY: demo test check docs gpu-check peers peer-wheels clean setup
 
 PYTHON ?= python3
 OUT ?= runs/gpu-check
@@ -13,7 +13,22 @@ NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -nam
 TYPED := $(wildcard jrl_kernels jrl setup.py tests benchmarks)
 # make demo DEMO_ARGS=--fresh starts over; `jrl demo --help` lists the rest
 DEMO_ARGS ?=
-# make gpu-check BENCHMARK_ARGS="--op word_region_scores --against eager"; without, every op against everything
+# What the benchmarks compare with, at the versions of constraints-bench.txt.
+PEERS := cut-cross-entropy flash-maxsim inf-cl late-interaction-kernels liger-kernel open_clip_torch pylate \
+  pytorch-metric-learning quack-kernels sentence-transformers apache-tvm-ffi torch-c-dlpack-ext
+# What PyLate and sentence-transformers import beside; none of it asks for torch.
+PEER_NEEDS := datasets scikit-learn einops
+# CuTe's compiler, 90 MB, for QuACK and liger_sm90: make peer-wheels CUTLASS=1
+CUTLASS ?= $(if $(shell command -v nvidia-smi),1)
+CUTLASS_DSL := nvidia-cutlass-dsl $(addprefix nvidia-cutlass-dsl-libs-,base core cu13)
+# Of the GPU machine that the wheels go to.
+WHEEL_PYTHON ?= 3.12
+WHEEL_TAGS := $(foreach libc,2_34 2_31 2_28 2_27 2_24 2_17,--platform manylinux_$(libc)_x86_64) --platform manylinux2014_x86_64
+# Where gpu-check unpacks them. QuACK takes for libraries what lies in a folder of this name; the second one is CuTe's own.
+SITE := build/peers/site-packages
+SITES := $(SITE):$(SITE)/nvidia_cutlass_dsl/dsl_packages
+# make gpu-check BENCHMARK_ARGS="--op word_region_scores --against eager"; without, every op against everything.
+# OUT keeps the cases that earlier runs of the same commit measured; --fresh drops those of another.
 BENCHMARK_ARGS ?=
 PYTEST_ARGS ?= -n logical --maxprocesses=8 --dist=loadgroup
 
@@ -33,13 +48,30 @@ check: setup
 docs: setup
 	$(BIN)/python -m pytest -q tests/test_docs.py
 
+# The published implementations that the benchmarks compare with. Without their dependencies, which would bring another torch.
+peers: setup
+	$(PIP) -c constraints-bench.txt $(PEER_NEEDS) $(if $(CUTLASS),cuda-bindings protobuf)
+	$(BIN)/python -m pip --disable-pip-version-check install --no-deps -c constraints-bench.txt $(PEERS) $(if $(CUTLASS),$(CUTLASS_DSL))
+
+# The same as files, for a GPU machine without a package registry: copy the folder along, and gpu-check finds it.
+peer-wheels:
+	mkdir -p wheels
+	$(PYTHON) -m pip --disable-pip-version-check download --quiet --no-deps --only-binary=:all: -d wheels \
+	  --python-version $(WHEEL_PYTHON) --implementation cp $(WHEEL_TAGS) \
+	  -c constraints-bench.txt $(PEERS) datasets dill multiprocess $(if $(CUTLASS),$(CUTLASS_DSL))
+	du -sh wheels
+
 # No network and no .venv: the interpreter given, built in place. A gpu test that skips is a failure here.
 gpu-check:
 	mkdir -p "$(OUT)"
+	if [ -d wheels ]; then \
+	  rm -rf $(SITE); \
+	  $(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --target $(SITE) wheels/*.whl; \
+	fi
 	$(PYTHON) setup.py build_ext --inplace 2>&1 | tee "$(OUT)/build.log"
 	PYTHONPATH=. $(PYTHON) -m jrl_kernels.info --json > "$(OUT)/info.json"
 	PYTHONPATH=. $(PYTHON) -m pytest -m gpu --forbid-skips --junitxml="$(OUT)/pytest.xml" 2>&1 | tee "$(OUT)/pytest.log"
-	PYTHONPATH=. $(PYTHON) -m benchmarks.run --out "$(OUT)" $(BENCHMARK_ARGS) 2>&1 | tee "$(OUT)/benchmarks.log"
+	PYTHONPATH=.:$(SITES) $(PYTHON) -m benchmarks.run --out "$(OUT)" $(BENCHMARK_ARGS) 2>&1 | tee "$(OUT)/benchmarks.log"
 
 setup: $(VENV)/.extension-built
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 Step = Callable[[], Any]
 
@@ -27,7 +32,7 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-class _CacheFlush:
+class CacheFlush:
     """Overwrites a buffer larger than the GPU's L2, so that no variant finds its inputs there."""
 
     def __init__(self, device: str) -> None:
@@ -55,22 +60,109 @@ def time_once(step: Step, device: str) -> float:
     return begin.elapsed_time(end) / 1e3
 
 
-def interleave(steps: dict[str, Step], device: str, repeats: int, warmup: int) -> dict[str, Timing]:
-    """Time every step in turn, `repeats` times round, so that a machine that slows down slows all of them."""
-    flush = _CacheFlush(device)
-    for step in steps.values():
+def reason(error: BaseException) -> str:
+    """One line of why something could not be measured."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return f"out of memory: {text}"
+    if isinstance(error, (NotImplementedError, ImportError)):
+        return text
+    return f"{type(error).__name__}: {text}" if lines else text
+
+
+def release(device: str) -> None:
+    """Give back what a step that failed may still hold."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def interleave(
+    steps: Mapping[str, Step],
+    device: str,
+    repeats: int | None = None,
+    warmup: int = 1,
+    *,
+    seconds: float = 1.0,
+    least: int = 5,
+    failures: dict[str, str] | None = None,
+) -> dict[str, Timing]:
+    """Time every step in turn, so that a machine that slows down slows all of them.
+
+    Args:
+        steps: what is timed, by name.
+        device: "cpu" or "cuda"; on a GPU the L2 is overwritten before each call.
+        repeats: rounds; None for as many as take about `seconds` together, at least `least` and at most 200.
+        warmup: calls of each before the first round.
+        failures: takes the reason of a step that raises, which then has no timing; without it the error is raised.
+
+    Returns:
+        The timing of each step that did not fail.
+    """
+    flush = CacheFlush(device)
+    spent: dict[str, list[float]] = {name: [] for name in steps}
+
+    def attempt(name: str, call: Callable[[], float | None]) -> None:
+        try:
+            taken = call()
+        except Exception as error:
+            if failures is None:
+                raise
+            failures[name] = reason(error)
+            del spent[name]
+        else:
+            if taken is not None:
+                spent[name].append(taken)
+            return
+        release(device)
+
+    def warm(step: Step) -> None:
         for _ in range(warmup):
             step()
-    synchronize(device)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(repeats):
-        for name, step in steps.items():
-            flush()
-            seconds[name].append(time_once(step, device))
+        synchronize(device)
+
+    def timed(step: Step) -> float:
+        flush()
+        return time_once(step, device)
+
+    for name, step in steps.items():
+        attempt(name, partial(warm, step))
+    done = 0
+    while spent and (repeats is None or done < repeats):
+        for name in list(spent):
+            attempt(name, partial(timed, steps[name]))
+        done += 1
+        if repeats is None:
+            repeats = rounds(sum(times[0] for times in spent.values()), seconds, least)
     return {
         name: Timing(statistics.median(times), min(times), max(times), len(times))
-        for name, times in seconds.items()
+        for name, times in spent.items()
     }
+
+
+def rounds(once: float, seconds: float = 1.0, least: int = 5, most: int = 200) -> int:
+    """How often to repeat what takes `once` seconds so that it takes about `seconds`, within limits."""
+    return max(least, min(most, round(seconds / max(once, 1e-9))))
+
+
+def capture(step: Step) -> tuple[Step, list[Tensor]]:
+    """The step as a CUDA graph: its replay, and the outputs that each replay overwrites."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = tensors(step())
+    return graph.replay, outputs
+
+
+def tensors(result: Any) -> list[Tensor]:
+    """The tensors of what a function returns."""
+    return [t for t in (result if isinstance(result, (tuple, list)) else (result,)) if isinstance(t, Tensor)]
 
 
 def _resident(field: str) -> int:
@@ -80,8 +172,31 @@ def _resident(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
+@contextlib.contextmanager
+def steady_allocator() -> Iterator[None]:
+    """Within it glibc gives every large block back at once.
+
+    Otherwise it keeps those below a threshold that it moves up to 32 MiB, and a process's peak holds some sizes more often than
+    others: the line would bend where the allocator does, not the op.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.system() == "Linux" else None
+    if mallopt is None:
+        yield
+        return
+    threshold = -3  # M_MMAP_THRESHOLD
+    mallopt(threshold, 1 << 16)
+    try:
+        yield
+    finally:
+        mallopt(threshold, 32 << 20)
+
+
 def extra_memory(step: Step, device: str) -> int | None:
-    """Bytes beyond what is held before the call, at its peak: the allocator's count on a GPU, the process's on Linux."""
+    """Bytes beyond what is held before the call, at its peak: the allocator's count on a GPU, the process's on Linux.
+
+    The second call counts. In it a function compiled with CUDA graphs records them, so that the allocator still sees what a graph
+    keeps; the first holds what compilation and the choice of kernels take, and later ones ask the allocator for nothing.
+    """
     step()
     synchronize(device)
     if device == "cuda":
@@ -94,10 +209,11 @@ def extra_memory(step: Step, device: str) -> int | None:
         return None
     # Freed memory that the allocator keeps would hide what the step asks for.
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = _resident("VmRSS")
-    step()
-    return max(0, _resident("VmHWM") - before)
+    with steady_allocator():
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        before = _resident("VmRSS")
+        step()
+        return max(0, _resident("VmHWM") - before)
 
 
 class Rates(NamedTuple):
@@ -123,18 +239,32 @@ def machine_rates(device: str, dtype: torch.dtype) -> Rates:
     return Rates(2 * side**3 / found["product"].median, 2 * big.numel() / found["copy"].median)
 
 
-def machine(device: str) -> dict[str, Any]:
-    """Name and versions that a result is meaningless without."""
+def processor() -> str:
+    """The CPU's name."""
     name = platform.processor() or platform.machine()
-    if device == "cuda":
-        name = torch.cuda.get_device_name()
-    elif Path("/proc/cpuinfo").is_file():
+    if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+        return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    return name
+
+
+def version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def machine(device: str, libraries: Iterable[str] = ()) -> dict[str, Any]:
+    """Names and versions that a result is meaningless without; of `libraries`, those that are installed."""
+    found = {name: version(name) for name in sorted(set(libraries))}
     return {
-        "device": name,
+        "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
+        "cpu": processor(),
         "threads": torch.get_num_threads() if device == "cpu" else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
+        "triton": version("triton"),
+        "libraries": {name: number for name, number in found.items() if number is not None},
     }

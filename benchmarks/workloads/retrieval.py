@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -47,12 +47,27 @@ def _topk_inputs(shape: cases.Shape, **options: Any) -> dict[str, Any]:
     return {"x": found["x"], "y": found["y"], "k": 10}
 
 
+class _AgreementCases:
+    """AVID-CMA's banks, 128 wide, each with itself."""
+
+    BENCHMARK_SHAPES: ClassVar = {
+        "cpu": [cases.Shape(5000, 5000, 128)],
+        "cuda": [cases.Shape(100000, 100000, 128)],
+    }
+
+    @staticmethod
+    def flops(shape: cases.Shape, backward: bool) -> int:
+        return 2 * cases.flops(shape, backward)
+
+    @staticmethod
+    def bytes_moved(shape: cases.Shape, dtype: torch.dtype, backward: bool) -> int:
+        return 2 * cases.bytes_moved(shape, dtype, backward)
+
+
 def _agreement_inputs(shape: cases.Shape, **options: Any) -> dict[str, Any]:
-    """AVID-CMA's banks: 32 positives, 128 wide."""
-    sides = [
-        cases.make_inputs(cases.Shape(shape.columns, 1, 128), seed=seed, **options)["x"] for seed in (0, 1)
-    ]
-    return {"a": sides[0], "b": sides[1], "k": min(32, shape.columns - 1)}
+    """Two banks of which each row is compared with all; 32 positives."""
+    sides = [cases.make_inputs(shape, seed=seed, **options)["x"] for seed in (0, 1)]
+    return {"a": sides[0], "b": sides[1], "k": min(32, shape.rows - 1)}
 
 
 def _products(arguments: dict[str, Any], backward: bool) -> Step:
@@ -79,9 +94,9 @@ def _values(function: Any) -> Any:
     return lambda **given: function(**given)[0]
 
 
-def _search(ours: Any, inputs: Any, eager: Any) -> Workload:
+def _search(ours: Any, inputs: Any, eager: Any, of: Any = cases) -> Workload:
     return Workload(
-        cases=cases,
+        cases=of,
         make_inputs=inputs,
         ours=ours,
         peers={"eager": eager},
@@ -95,5 +110,5 @@ def _search(ours: Any, inputs: Any, eager: Any) -> Workload:
 WORKLOADS = {
     "retrieval_ranks": _search(retrieval_ranks, _rank_inputs, _ranks),
     "similarity_topk": _search(_values(similarity_topk), _topk_inputs, _topk),
-    "agreement_topk": _search(_values(agreement_topk), _agreement_inputs, _agreement),
+    "agreement_topk": _search(_values(agreement_topk), _agreement_inputs, _agreement, _AgreementCases),
 }

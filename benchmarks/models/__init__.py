@@ -1,0 +1,1 @@
+"""Training steps of whole models: `python -m benchmarks.models`."""
