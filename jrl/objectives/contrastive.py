@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jrl_kernels import info_nce, sigmoid_contrastive
+from jrl_kernels import distributed, info_nce, sigmoid_contrastive
 
 LOSS_KINDS = ("info_nce", "sigmoid")
 
@@ -19,6 +19,10 @@ class ContrastiveObjective(nn.Module):
     "info_nce" is CLIP's loss (t starts at log 1/0.07), "sigmoid" is SigLIP's (t starts at log 10; a learnable
     bias that starts at −10). A step that takes t above log max_scale is taken back at the next use; t keeps its
     gradient there, so it can come down again.
+
+    Under torch.distributed with several ranks the loss is that of all their batches together
+    (`jrl_kernels.distributed`), for gradients
+    that are averaged over the ranks, as DDP and FSDP do.
 
     Args:
         loss: "info_nce" or "sigmoid".
@@ -122,7 +126,8 @@ class ContrastiveObjective(nn.Module):
             refused = [name for name, value in given.items() if value is not None]
             if refused:
                 raise ValueError(f"{', '.join(refused)}: the sigmoid loss does not take it")
-            loss = sigmoid_contrastive(
+            sigmoid = distributed.sigmoid_contrastive if _several_ranks() else sigmoid_contrastive
+            loss = sigmoid(
                 x,
                 y,
                 scale=scale,
@@ -131,7 +136,8 @@ class ContrastiveObjective(nn.Module):
                 backend=self.backend,
             )
             return loss, {"scale": scale.detach()}
-        loss, stats = info_nce(
+        softmax = distributed.info_nce if _several_ranks() else info_nce
+        loss, stats = softmax(
             x,
             y,
             scale=scale,
@@ -173,6 +179,14 @@ class ContrastiveObjective(nn.Module):
             setattr(self, name, nn.Parameter(tensor))
         else:
             self.register_buffer(name, tensor)
+
+
+def _several_ranks() -> bool:
+    return (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    )
 
 
 def duplicate_text_ids(input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:

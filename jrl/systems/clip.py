@@ -22,8 +22,7 @@ class CLIP(System):
         I_e = l2(image_encoder(I) W_i),  T_e = l2(text_encoder(T) W_t)
         loss = ½ (CE over rows + CE over columns) of exp(t) I_e T_eᵀ with the diagonal as targets
 
-    Radford et al. 2021. Under data parallelism every rank contrasts its own batch only: the negatives of a
-    pair are the other pairs of its rank.
+    Radford et al. 2021. Under data parallelism the negatives of a pair are the other pairs of all ranks.
 
     Args:
         image_encoder: pictures to vectors.

@@ -24,10 +24,8 @@ class SystemModule(lightning.LightningModule):
     """Trains a system with AdamW, linear warm-up and a cosine, and validates it by retrieval.
 
     The generator is seeded from (`seed`, step, rank) before every step, so dropout and noise depend on
-    nothing else and a resumed run repeats an uninterrupted one. Under data parallelism every rank computes
-    its loss on its own
-    batch, and Lightning averages the gradients: a contrastive loss then has the negatives of one rank, not of
-        all.
+    nothing else and a resumed run repeats an uninterrupted one. Under data parallelism Lightning averages the
+    gradients of the ranks; contrastive losses are over the batches of all ranks and made for that average.
 
     Args:
         system: what to train.

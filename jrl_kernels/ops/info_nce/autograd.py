@@ -1,8 +1,10 @@
 """torch.ops.jrl.info_nce_forward and its backward: schema, kernels' glue, fake implementations, autograd.
 
 The operators return the losses of every row of each direction; reductions and weights are ordinary differentiable PyTorch
-around them. `state` of a direction, [6, length], is: log-sum-exp, positive term, number of positives, and for the statistics
-whether the arg-max is a positive, entropy in nats and number of candidates.
+around them. `state` of a direction, [7, length], is: log-sum-exp, positive term, number of positives, and for the statistics
+whether the arg-max is a positive, entropy in nats, number of candidates and largest logit. It is of every row, so
+that states over
+disjoint sets of candidates can be merged (jrl_kernels.distributed); only rows with a positive have a loss.
 """
 
 from __future__ import annotations
@@ -119,18 +121,18 @@ def _hits(
 
 
 def _finish(axis: Axis, count: Tensor, multi_positive: str, hits: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Losses [length] and state [6, length]; a row without a positive has loss 0."""
+    """Losses [length] and state [7, length]; a row without a positive has loss 0."""
     assert axis.positive is not None
     valid = count > 0
     positive = axis.positive if multi_positive == "sum" else axis.positive / count.clamp(min=1)
     loss = torch.where(valid, axis.log_sum_exp - positive, 0.0)
-    state = torch.zeros(6, loss.shape[0], dtype=loss.dtype, device=loss.device)
+    state = torch.zeros(7, loss.shape[0], dtype=loss.dtype, device=loss.device)
     state[0], state[1], state[2] = axis.log_sum_exp, positive, count
     if hits is not None:
-        assert axis.expectation is not None and axis.candidates is not None
-        state[3] = hits & valid
-        state[4] = torch.where(valid, axis.log_sum_exp - axis.expectation, 0.0)
-        state[5] = torch.where(valid, axis.candidates, 0.0)
+        assert axis.expectation is not None and axis.candidates is not None and axis.maximum is not None
+        state[3], state[5], state[6] = hits & valid, axis.candidates, axis.maximum
+        # without candidates both are -inf
+        state[4] = torch.where(axis.candidates > 0, axis.log_sum_exp - axis.expectation, 0.0)
     return loss, state
 
 
@@ -145,7 +147,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     outputs = []
     for side, axis in enumerate((found.rows, found.columns)):
         if axis is None:
-            outputs.append((like.new_empty(0), like.new_empty(6, 0)))
+            outputs.append((like.new_empty(0), like.new_empty(7, 0)))
             continue
         ids = (positives.x_ids, positives.y_ids)
         lists = (positives.rows, positives.columns)
@@ -253,8 +255,8 @@ def _forward_fake(
     return (
         like.new_empty(rows),
         like.new_empty(columns),
-        like.new_empty(6, rows),
-        like.new_empty(6, columns),
+        like.new_empty(7, rows),
+        like.new_empty(7, columns),
         like.new_empty(pairs),
     )
 

@@ -263,17 +263,16 @@ def _fused(
     loss_x, loss_y, state_x, state_y, _ = torch.ops.jrl.info_nce_forward(
         *operands, *positives, *padded, direction, multi_positive, details, backend
     )
-    rows = (
-        None
-        if direction == "y_to_x"
-        else RowLosses(loss_x, state_x[2] > 0, state_x[3], state_x[4], state_x[5])
-    )
-    columns = (
-        None
-        if direction == "x_to_y"
-        else RowLosses(loss_y, state_y[2] > 0, state_y[3], state_y[4], state_y[5])
-    )
+    rows = None if direction == "y_to_x" else row_losses(loss_x, state_x)
+    columns = None if direction == "x_to_y" else row_losses(loss_y, state_y)
     return rows, columns
+
+
+def row_losses(loss: Tensor, state: Tensor) -> RowLosses:
+    """A direction's losses and state; what the statistics are of is 0 where a row has no positive."""
+    valid = state[2] > 0
+    correct, entropy, candidates = (torch.where(valid, part, 0.0) for part in state[3:6])
+    return RowLosses(loss, valid, correct, entropy, candidates)
 
 
 def _reduce(side: RowLosses, weight: Tensor | None, reduction: str) -> Tensor:

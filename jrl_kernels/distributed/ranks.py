@@ -1,0 +1,152 @@
+"""The ranks of a process group that hold parts of one batch, and the collectives the losses need."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class Ranks:
+    """Every rank's number of rows, and this rank's place among them.
+
+    Args:
+        op: name of the op, for messages.
+        tensor: this rank's rows [b, ...]; ranks must agree in everything but b.
+        options: what else they must agree in.
+        group: the process group; the default one when None.
+        even: every rank has as many rows. Nothing is exchanged then, and nothing compared.
+
+    Raises:
+        RuntimeError: torch.distributed is not initialised, or a rank is lost.
+        ValueError: ranks disagree; every rank raises, before any other collective.
+    """
+
+    def __init__(
+        self, op: str, tensor: Tensor, options: Any, group: dist.ProcessGroup | None, even: bool
+    ) -> None:
+        if not (dist.is_available() and dist.is_initialized()):
+            raise RuntimeError(
+                f"{op}: torch.distributed is not initialised; call torch.distributed.init_process_group"
+            )
+        self.op, self.group = op, group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self.rows = [tensor.shape[0]] * self.size if even else self._agree(tensor, options)
+        self.offset, self.total = sum(self.rows[: self.rank]), sum(self.rows)
+
+    def _agree(self, tensor: Tensor, options: Any) -> list[int]:
+        # one small tensor of a fixed size: it cannot hang on what the ranks disagree about
+        shape = (*tensor.shape[1:], 0, 0, 0)[:3]
+        dtype = DTYPES.index(tensor.dtype) if tensor.dtype in DTYPES else -1
+        mine = [tensor.shape[0], tensor.dim(), *shape, dtype, zlib.crc32(repr(options).encode())]
+        found = self._gather_equal(torch.tensor([mine], device=tensor.device)).tolist()
+        for rank, theirs in enumerate(found):
+            for name, place in (("dimensions", 1), ("shape beyond the rows", slice(2, 5)), ("dtype", 5)):
+                if theirs[place] != found[0][place]:
+                    raise ValueError(
+                        f"{self.op}: ranks disagree in {name}: rank 0 has {_shown(name, found[0][place])}, "
+                        f"rank {rank} has {_shown(name, theirs[place])}"
+                    )
+            if theirs[6] != found[0][6]:
+                raise ValueError(
+                    f"{self.op}: ranks 0 and {rank} were called with different options (this rank: {options!r})"
+                )
+        return [row[0] for row in found]
+
+    def run(self, what: str, collective: Callable[[], T]) -> T:
+        """A collective whose failure says what it was."""
+        try:
+            return collective()
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{self.op}: {what} failed on rank {self.rank} of {self.size}: a rank died, hung or left the group. {error}"
+            ) from error
+
+    def _gather_equal(self, tensor: Tensor) -> Tensor:
+        out = tensor.new_empty(self.size * tensor.shape[0], *tensor.shape[1:])
+        gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        self.run("gathering from all ranks", lambda: gather(out, tensor.contiguous(), group=self.group))
+        return out
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Rows [b, ...] of all ranks, in the order of ranks: [N, ...]."""
+        most = max(self.rows)
+        kind = tensor.dtype
+        sent = tensor.to(torch.uint8) if kind == torch.bool else tensor
+        if min(self.rows) < most:
+            sent = torch.cat([sent, sent.new_zeros(most - sent.shape[0], *sent.shape[1:])])
+        out = self._gather_equal(sent)
+        if min(self.rows) < most:
+            out = torch.cat([part[:rows] for part, rows in zip(out.split(most), self.rows, strict=True)])
+        return out.to(kind)
+
+    def stack(self, tensor: Tensor) -> Tensor:
+        """The same-shaped tensor of all ranks: [W, ...]."""
+        return self._gather_equal(tensor[None])
+
+    def scatter_sum(self, tensor: Tensor) -> Tensor:
+        """Sums [N, ...] over the ranks and keeps this rank's rows [b, ...]. Half precision is summed in float32."""
+        kind = tensor.dtype
+        wide = tensor.to(torch.promote_types(kind, torch.float32))
+        most = max(self.rows)
+        if min(self.rows) < most:
+            padded = wide.new_zeros(self.size, most, *wide.shape[1:])
+            for part, rows in zip(padded, wide.split(self.rows), strict=True):
+                part[: rows.shape[0]] = rows
+            wide = padded.flatten(0, 1)
+        out = wide.new_empty(most, *wide.shape[1:])
+        scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+        self.run(
+            "adding up gradients over all ranks",
+            lambda: scatter(out, wide.contiguous(), group=self.group),
+        )
+        return out[: self.rows[self.rank]].to(kind)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over the ranks; every rank gets the same bits."""
+        return self.stack(tensor).sum(0)
+
+
+def _shown(name: str, value: Any) -> Any:
+    if name == "dtype":
+        return "another dtype" if value < 0 else DTYPES[value]
+    return [size for size in value if size] if isinstance(value, list) else value
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
+        return ranks.gather(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.ranks.scatter_sum(grad), None
+
+
+def gather_rows(tensor: Tensor, ranks: Ranks) -> Tensor:
+    """Rows of all ranks [N, ...], differentiable: a rank's rows get the sum of what all ranks' losses say of them."""
+    return _Gather.apply(tensor, ranks)
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, value: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad * ctx.factor, None, None
+
+
+def global_loss(part: Tensor, value: Tensor, factor: float) -> Tensor:
+    """`value`, the loss of the whole batch, with `factor` times the gradient of `part`, what this rank has of it."""
+    return _Loss.apply(part, value, factor)
