@@ -54,7 +54,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--fresh", action="store_true", help="drop what --out holds")
     found.add_argument("--commit", help="the commit to name, where git cannot tell")
     found.add_argument("--quick", action="store_true", help="fewer repeats, the first shape only")
-    found.add_argument("--bars", action="store_true", help="fail where a bar of this kind of device is missed")
+    found.add_argument(
+        "--bars", action="store_true", help="fail where a bar of this kind of device is missed"
+    )
     found.add_argument(
         "--base", metavar="REF", help="compare our ops with those of a commit; fail when slower"
     )

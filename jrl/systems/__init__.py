@@ -10,9 +10,10 @@ from typing import Any
 
 from jrl.systems.base import OptimizerSpec, System, Turn
 from jrl.systems.clip import CLIP
+from jrl.systems.group_vit import GroupViT
 from jrl.systems.xmc_gan import XMCGAN
 
-__all__ = ["CLIP", "XMCGAN", "OptimizerSpec", "System", "Turn", "load_system"]
+__all__ = ["CLIP", "XMCGAN", "GroupViT", "OptimizerSpec", "System", "Turn", "load_system"]
 
 
 def load_system(folder: str | Path, **kwargs: Any) -> System:

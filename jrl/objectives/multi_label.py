@@ -1,0 +1,137 @@
+"""The contrastive loss of pictures that have several texts each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jrl.objectives.contrastive import ContrastiveObjective
+from jrl_kernels import info_nce, info_nce_from_scores
+
+DUPLICATES = ("negative", "exclude", "positive")
+
+# A cosine this low has probability zero at any scale above 0.02, and unlike −∞ its product with a zero gradient is zero.
+_NEVER = -1e4
+
+
+class MultiLabelObjective(ContrastiveObjective):
+    """InfoNCE of B pictures against N texts, several of which belong to one picture.
+
+    With s_ij = scale · x_i·y_j, P_i the texts of picture i and o_j the picture of text j::
+
+        I→T:  LSE_j s_ij − (1/|P_i|) Σ_{p∈P_i} s_ip      multi_positive="mean" (GroupViT's code: targets 1/K)
+              LSE_j s_ij − LSE_{p∈P_i} s_ip              multi_positive="sum" (its patent, equation 7)
+        T→I:  LSE_i s_ij − s_{o_j j}
+
+    and the mean of the two directions (the patent adds them). Unlike theirs, texts that occur at several
+    pictures need not count as negatives of each other. The logits are never stored, save by "exclude".
+
+    Args:
+        duplicate_texts: what the copy of one of a picture's texts at another picture is to it: "negative" (as
+            in code and patent), "exclude" (nothing; stores the [B, N] logits) or "positive" (its own).
+        init_scale, max_scale, learnable, direction, multi_positive, backend: as in `ContrastiveObjective`.
+
+    Raises:
+        ValueError: a value outside those named.
+    """
+
+    def __init__(
+        self,
+        duplicate_texts: str = "negative",
+        *,
+        init_scale: float | None = None,
+        max_scale: float | None = 100.0,
+        learnable: bool = True,
+        direction: str = "both",
+        multi_positive: str = "mean",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(
+            init_scale=init_scale,
+            max_scale=max_scale,
+            learnable=learnable,
+            direction=direction,
+            multi_positive=multi_positive,
+            backend=backend,
+        )
+        if duplicate_texts not in DUPLICATES:
+            raise ValueError(
+                f"duplicate_texts: expected one of {', '.join(DUPLICATES)}, got {duplicate_texts!r}"
+            )
+        self.duplicate_texts = duplicate_texts
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, y: Tensor, owners: Tensor, *, text_ids: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of pictures [B, D] against texts [N, D].
+
+        Args:
+            x: [B, D] pictures, of unit length for a cosine.
+            y: [N, D] texts, likewise.
+            owners: int64 [N] on the same device, the row of `x` that each text belongs to. A picture without a
+                text contributes nothing.
+            text_ids: int64 [N], equal where two texts are the same; needed unless `duplicate_texts` is "negative".
+
+        Returns:
+            The 0-d loss, and detached 0-d statistics as those of `ContrastiveObjective` ("exclude" has no bounds).
+
+        Raises:
+            TypeError, ValueError: as `jrl_kernels.info_nce`; ValueError also when shapes do not fit or
+                `text_ids` is missing.
+        """
+        for name, ids in (("owners", owners), ("text_ids", text_ids)):
+            if ids is None:
+                continue
+            if ids.dtype != torch.int64:
+                raise TypeError(f"{name}: expected int64, got {ids.dtype}")
+            if ids.shape != (len(y),):
+                raise ValueError(f"{name}: expected [{len(y)}] as there are texts, got {list(ids.shape)}")
+        scale = self.scale
+        options: dict[str, Any] = {
+            "direction": self.direction,
+            "multi_positive": self.multi_positive,
+            "return_stats": True,
+            "backend": self.backend,
+        }
+        own = torch.arange(len(x), device=x.device)
+        if self.duplicate_texts == "negative":
+            loss, stats = info_nce(x, y, scale=scale, positives=(own, owners), **options)
+            return loss, {"scale": scale.detach(), **self._named(stats)}
+        if text_ids is None:
+            raise ValueError(f"text_ids: duplicate_texts={self.duplicate_texts!r} needs them, got None")
+        belongs = own[:, None] == owners
+        said = _has_text(belongs, text_ids)
+        if self.duplicate_texts == "positive":
+            loss, stats = info_nce(x, y, scale=scale, positives=said.to_sparse_csr(), **options)
+        else:
+            scores = _cosines(x, y).masked_fill(said & ~belongs, _NEVER)
+            loss, stats = info_nce_from_scores(scores, scale=scale, positives=(own, owners), **options)
+        named = self._named(stats)
+        if self.duplicate_texts == "exclude":
+            # the op takes the pairs that are left out for candidates, so its bound would be too high
+            named = {name: value for name, value in named.items() if not name.startswith("bound")}
+        return loss, {"scale": scale.detach(), **named}
+
+    def to_config(self) -> dict[str, Any]:
+        """Arguments that build this objective again, in JSON types."""
+        config = super().to_config()
+        del config["loss"], config["init_bias"]
+        return {"duplicate_texts": self.duplicate_texts, **config}
+
+
+def _has_text(belongs: Tensor, text_ids: Tensor) -> Tensor:
+    """[B, N] bool: whether one of picture i's texts is the same as text j."""
+    # the same texts share a number below N, so a scatter over the numbers serves where a product would need N² flags
+    number = torch.searchsorted(text_ids.sort().values, text_ids)
+    has = torch.zeros_like(belongs)
+    rows, columns = torch.broadcast_tensors(torch.arange(len(has), device=has.device)[:, None], number)
+    has = has.to(torch.int32).index_put((rows, columns), belongs.to(torch.int32), accumulate=True)
+    return has[:, number] > 0
+
+
+def _cosines(x: Tensor, y: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return x.to(wide) @ y.to(wide).T
