@@ -1,4 +1,4 @@
-"""The command `jrl`: fit, validate, test, retrieve, embed, probe, ground, demo."""
+"""The command `jrl`: fit, validate, test, retrieve, embed, probe, ground, ablate, demo."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 TRAINING = ("fit", "validate", "test")
+OTHERS = ("retrieve", "embed", "probe", "ground", "ablate", "demo")
 USAGE = """usage: jrl COMMAND [options]
 
   fit       train a system:         jrl fit --config configs/clip_emoji.yaml
@@ -17,6 +18,7 @@ USAGE = """usage: jrl COMMAND [options]
   embed     embed a folder:         jrl embed --run RUN --images FOLDER --out embeddings.safetensors
   probe     test the encoder:       jrl probe --run RUN --tasks classification,segmentation
   ground    find phrases by words:  jrl ground --run RUN --image FILE --caption "a red flag"
+  ablate    compare variants:       jrl ablate --out runs/ablation
   demo      train on colour emoji:  jrl demo --out runs/demo
 
 `jrl COMMAND --help` lists the options; --traceback shows where an error came from.
@@ -63,13 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             from jrl.grounding.command import main as ground
 
             return ground(rest)
+        if command == "ablate":
+            from jrl.downstream.ablation import main as ablate
+
+            return ablate(rest)
         if command == "demo":
             from jrl.demo import main as demo
 
             return int(demo(rest) or 0)
-        raise ValueError(
-            f"command: expected one of {', '.join((*TRAINING, 'retrieve', 'embed', 'probe', 'ground', 'demo'))}, got {command!r}"
-        )
+        raise ValueError(f"command: expected one of {', '.join((*TRAINING, *OTHERS))}, got {command!r}")
     except KeyboardInterrupt:
         print("jrl: interrupted", file=sys.stderr)
         return 130

@@ -77,7 +77,9 @@ def to_markdown(results: Mapping[str, Mapping[str, float]]) -> str:
             chance = " / ".join(f"{100 * _chance(result, direction, k):.1f}%" for k in (1, 10))
             bound = "–"
             if "bound_nats" in result:
-                bound = f"{result['bound_nats']:.2f} of at most {result['bound_ceiling']:.2f}"
+                bound = f"{result['bound_nats']:.2f}"
+            if "bound_ceiling" in result:
+                bound += f" of at most {result['bound_ceiling']:.2f}"
             lines.append(
                 f"| {part} | {words} | {recalls} | {result[f'{direction}_median_rank']:.0f} "
                 f"| {result[f'{direction}_mean_rank']:.1f} | {chance} | {bound} |"

@@ -10,10 +10,23 @@ from typing import Any
 
 from jrl.systems.base import OptimizerSpec, System, Turn
 from jrl.systems.clip import CLIP
+from jrl.systems.critics import CriticOptions, LayerPair
 from jrl.systems.group_vit import GroupViT
+from jrl.systems.mutual_information import MutualInformation
 from jrl.systems.xmc_gan import XMCGAN
 
-__all__ = ["CLIP", "XMCGAN", "GroupViT", "OptimizerSpec", "System", "Turn", "load_system"]
+__all__ = [
+    "CLIP",
+    "XMCGAN",
+    "CriticOptions",
+    "GroupViT",
+    "LayerPair",
+    "MutualInformation",
+    "OptimizerSpec",
+    "System",
+    "Turn",
+    "load_system",
+]
 
 
 def load_system(folder: str | Path, **kwargs: Any) -> System:

@@ -81,6 +81,7 @@ class SystemModule(lightning.LightningModule):
         self.warmup, self.final_lr_factor, self.seed = warmup, final_lr_factor, seed
         self._specs: list[OptimizerSpec] = []
         self._outputs: dict[int, dict[str, list[Tensor]]] = {}
+        self._bounds: dict[int, list[tuple[int, dict[str, Tensor]]]] = {}
         self._frozen = tuple(freeze)
         self.results: dict[str, dict[str, float]] = {}
         # one optimiser steps by itself; several take turns in training_step
@@ -213,18 +214,24 @@ class SystemModule(lightning.LightningModule):
         kept["text"].append(encoded.global_.float())
         for name in ("image_index", "caption_image"):
             kept[name].append(batch[name])
+        compatibility = getattr(self.system, "compatibility", None)
+        if compatibility is not None:
+            values = compatibility(_first_captions(batch))
+            self._bounds.setdefault(part, []).append((len(batch["pixel_values"]), values))
 
     def _evaluate(self, loaders: Any) -> None:
         loaders = loaders if isinstance(loaders, (list, tuple)) else [loaders]
         objective = getattr(self.system, "objective", None)
         scale = getattr(objective, "scale", None)
         scores: list[float] = []
+        bounds: list[float] = []
         self.results.clear()
         for part, kept in sorted(self._outputs.items()):
             image, text, index, owner = (torch.cat(kept[name]) for name in _COLLECTED)
             # pictures that could not be read leave gaps in the numbering
             caption_image = torch.searchsorted(index, owner)
             result = evaluate(image, text, caption_image, scale=None if scale is None else scale.item())
+            result.update(_mean_bounds(self._bounds.get(part, [])))
             name = getattr(loaders[part], "name", None) or str(part)
             prefix = "test" if self.trainer.testing else "val"
             self.log_dict(
@@ -232,7 +239,11 @@ class SystemModule(lightning.LightningModule):
             )
             self.results[name] = result
             scores.append(result["mean_recall"])
+            bounds += [result["bound_nats"]] if "bound_nats" in result else []
         self._outputs.clear()
+        self._bounds.clear()
+        if bounds and not self.trainer.testing:
+            self.log("val/bound", sum(bounds) / len(bounds), prog_bar=True)
         if scores and not self.trainer.testing:
             self.log("val/mean_recall", sum(scores) / len(scores), prog_bar=True)
 
@@ -267,3 +278,20 @@ def _losses_of(spec: OptimizerSpec, losses: dict[str, Tensor]) -> tuple[str, ...
             f"optimization: no loss is called {', '.join(unknown)}; there are {', '.join(losses)}"
         )
     return names
+
+
+def _first_captions(batch: dict[str, Any]) -> dict[str, Any]:
+    """Each picture of an evaluation batch with the first of its captions, which lie together in the pictures' order."""
+    first = torch.searchsorted(batch["caption_image"], batch["image_index"])
+    texts = {name: batch[name][first] for name in ("input_ids", "attention_mask")}
+    return {"pixel_values": batch["pixel_values"], **texts}
+
+
+def _mean_bounds(batches: list[tuple[int, dict[str, Tensor]]]) -> dict[str, float]:
+    """Bounds of all batches, each with the weight of its pairs; "bound" is `bound_nats` as `evaluate` calls it."""
+    total = sum(count for count, _ in batches)
+    names = {"bound": "bound_nats", "ceiling": "bound_ceiling"}
+    return {
+        names.get(name, name): sum(count * float(values[name]) for count, values in batches) / total
+        for name in (batches[0][1] if batches else ())
+    }

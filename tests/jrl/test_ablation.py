@@ -1,0 +1,174 @@
+"""`jrl ablate`: the variants' configurations, the table, going on where it stopped, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jrl.cli import main
+from jrl.downstream.ablation import VARIANTS, ablate, to_markdown, variant_config
+
+SMALL = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 32}
+CONFIG: dict[str, Any] = {
+    "seed_everything": 0,
+    "trainer": {
+        "callbacks": [
+            {
+                "class_path": "lightning.pytorch.callbacks.EarlyStopping",
+                "init_args": {"monitor": "val/bound", "mode": "max"},
+            }
+        ],
+        "max_epochs": 1,
+        "accelerator": "cpu",
+        "devices": 1,
+        "log_every_n_steps": 1,
+        "num_sanity_val_steps": 0,
+        "enable_model_summary": False,
+    },
+    "model": {
+        "lr": 1e-3,
+        "system": {
+            "class_path": "jrl.systems.MutualInformation",
+            "init_args": {
+                "critic": {"dim": 8, "scale": None},
+                "image_encoder": {
+                    "class_path": "jrl.encoders.ImageEncoder",
+                    "init_args": {
+                        "model": {
+                            "model_type": "resnet",
+                            "embedding_size": 8,
+                            "hidden_sizes": [8, 16],
+                            "depths": [1, 1],
+                            "layer_type": "basic",
+                        }
+                    },
+                },
+                "text_encoder": {
+                    "class_path": "jrl.encoders.TextEncoder",
+                    "init_args": {
+                        "model": {
+                            "model_type": "bert",
+                            "vocab_size": 300,
+                            "max_position_embeddings": 64,
+                            **SMALL,
+                        }
+                    },
+                },
+            },
+        },
+    },
+    "data": {
+        "dataset": "scenes",
+        "options": {
+            "train": 32,
+            "val": 8,
+            "test": 2,
+            "test_compositional": 2,
+            "size": 32,
+            "languages": ["en"],
+        },
+        "image_size": 32,
+        "batch_size": 16,
+        "vocab_size": 300,
+        "max_length": 48,
+    },
+}
+
+
+def test_variants_differ_in_what_they_say() -> None:
+    systems = {name: variant_config(CONFIG, variant, 3, 1) for name, variant in VARIANTS.items()}
+    arguments = {name: values["model"]["system"]["init_args"] for name, values in systems.items()}
+    assert arguments["one_layer"] == {**CONFIG["model"]["system"]["init_args"], "layers": [{}]}
+    assert arguments["deep_infomax"]["joint_weight"] == 0.0
+    assert len(arguments["several_with_both"]["layers"]) == 2
+    for name, values in arguments.items():
+        assert ("image_objective" in values) == (
+            name in ("deep_infomax", "with_image", "with_both", "several_with_both")
+        )
+        assert ("text_objective" in values) == (name in ("with_text", "with_both", "several_with_both"))
+    for side in ("image_to_text", "text_to_image"):
+        assert arguments[side]["estimator"]["init_args"]["direction"] == side
+    for values in systems.values():
+        assert values["trainer"]["max_epochs"] == 3
+        assert values["trainer"]["callbacks"] == []
+        assert values["seed_everything"] == values["model"]["seed"] == 1
+    assert CONFIG["trainer"]["callbacks"]
+
+
+def test_trains_probes_and_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "config.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
+    arguments = [
+        "ablate",
+        "--traceback",
+        "--config",
+        str(path),
+        "--out",
+        str(out),
+        "--scenes",
+        "8",
+        "--head-epochs",
+        "1",
+    ]
+    arguments += ["--tasks", "classification,retrieval"]
+    assert main([*arguments, "--variants", "random"]) == 0
+    assert main([*arguments, "--variants", "random,several_with_both", "--minutes", "0.000001"]) == 0
+    assert "several_with_both: left for another time" in capfd.readouterr().err
+    assert set(json.loads((out / "ablation.json").read_text())) == {"random"}
+    first = (out / "random" / "result.json").stat().st_mtime_ns
+    assert main([*arguments, "--variants", "random,several_with_both"]) == 0
+    assert (out / "random" / "result.json").stat().st_mtime_ns == first
+    results = json.loads((out / "ablation.json").read_text())
+    assert set(results) == {"random", "several_with_both"}
+    assert results["random"]["bound"] is None
+    assert isinstance(results["several_with_both"]["bound"], float)
+    scores = results["several_with_both"]["scores"]
+    assert set(scores) == {"classification", "retrieval"}
+    table = (out / "ablation.md").read_text()
+    assert table.count("\n") == 4
+    assert "| joint, two layers, both objectives |" in table
+    # the result is gone but not the training: it is probed again, not trained again
+    result, last = (out / "several_with_both" / name for name in ("result.json", "run/checkpoints/last.ckpt"))
+    result.unlink()
+    weights = last.stat().st_mtime_ns
+    assert main([*arguments, "--variants", "several_with_both"]) == 0
+    assert last.stat().st_mtime_ns == weights
+    assert json.loads(result.read_text())["scores"] == scores
+    # other settings would mix in one table what cannot be compared
+    with pytest.raises(ValueError, match="holds the result of other settings"):
+        main([*arguments, "--variants", "random", "--seed", "1"])
+
+
+def test_table() -> None:
+    def result(value: float, bound: float | None) -> dict[str, Any]:
+        return {"bound": bound, "scores": {"vqa": {"metric": "accuracy", "scores": {"accuracy": value}}}}
+
+    table = to_markdown({"random": result(0.25, None), "one_layer": result(0.5, 1.234)}, ["vqa"]).splitlines()
+    assert table[0] == "| variant | vqa, accuracy | nats |"
+    assert table[2:] == ["| random weights | 25.0 | – |", "| joint, one layer | **50.0** | 1.23 |"]
+
+
+def test_refusals(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="variants: expected some of random"):
+        ablate(CONFIG, tmp_path, ["joint"])
+    with pytest.raises(ValueError, match="tasks: expected some of"):
+        ablate(CONFIG, tmp_path, ["random"], ["poetry"])
+    with pytest.raises(ValueError, match="scenes: expected at least 8, got 7"):
+        ablate(CONFIG, tmp_path, scenes=7)
+    with pytest.raises(ValueError, match="minutes: expected a positive number, got 0"):
+        ablate(CONFIG, tmp_path, minutes=0)
+    with pytest.raises(ValueError, match=r"expected a MutualInformation system, got jrl.systems.CLIP"):
+        ablate({"model": {"system": {"class_path": "jrl.systems.CLIP"}}}, tmp_path)
+    with pytest.raises(ValueError, match="expected the configuration of a MutualInformation system"):
+        ablate({}, tmp_path)
+    with pytest.raises(FileNotFoundError, match="config: no file"):
+        main(["ablate", "--traceback", "--config", str(tmp_path / "none.yaml")])
+    (tmp_path / "random").mkdir()
+    (tmp_path / "random" / "result.json").write_text("{")
+    with pytest.raises(ValueError, match="not a result of this command"):
+        ablate(CONFIG, tmp_path, ["random"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["random"]

@@ -1,0 +1,325 @@
+"""The mutual-information system: learning, layers, modes, saving, backends, refusals."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jrl.encoders import ImageEncoder, TextEncoder
+from jrl.objectives import DeepInfoMax, MaskedWords, MutualInformationEstimator
+from jrl.systems import CriticOptions, LayerPair, MutualInformation, load_system
+
+RESNET: dict[str, Any] = {
+    "model_type": "resnet",
+    "embedding_size": 8,
+    "hidden_sizes": [16, 24],
+    "depths": [1, 1],
+    "layer_type": "basic",
+}
+BERT: dict[str, Any] = {
+    "model_type": "bert",
+    "vocab_size": 32,
+    "hidden_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 12,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+SPECIAL = [0, 2, 3]
+COLOURS = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1], [1, -1, 1], [-1, 1, 1]])
+
+
+def small(**options: Any) -> MutualInformation:
+    torch.manual_seed(0)
+    critic = {"dim": 16, "scale": None, **options.pop("critic", {})}
+    options.setdefault("special_token_ids", SPECIAL)
+    return MutualInformation(ImageEncoder(RESNET), TextEncoder(BERT), CriticOptions(**critic), **options)
+
+
+def squares(rows: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Pictures of two squares of different colours, "[CLS] colour colour [EOS]" in any order, and the cell of each word."""
+    generator = torch.Generator().manual_seed(seed)
+    colour = torch.stack([torch.randperm(6, generator=generator)[:2] for _ in range(rows)])
+    cell = torch.stack([torch.randperm(16, generator=generator)[:2] for _ in range(rows)])
+    pixels = 0.1 * torch.randn(rows, 3, 32, 32, generator=generator)
+    for row in range(rows):
+        for hue, place in zip(colour[row].tolist(), cell[row].tolist(), strict=True):
+            y, x = 8 * (place // 4), 8 * (place % 4)
+            pixels[row, :, y : y + 8, x : x + 8] += COLOURS[hue][:, None, None]
+    ids = torch.cat(
+        [torch.full((rows, 1), 2), 5 + colour, torch.full((rows, 1), 3), torch.zeros(rows, 1).long()], 1
+    )
+    return {"pixel_values": pixels, "input_ids": ids, "attention_mask": ids != 0}, cell
+
+
+def train(system: MutualInformation, steps: int, rows: int = 32, lr: float = 3e-3) -> list[float]:
+    system.train()
+    optimizer = torch.optim.AdamW([p for p in system.parameters() if p.requires_grad], lr=lr)
+    losses = []
+    for step in range(steps):
+        torch.manual_seed(step)
+        values, _ = system(squares(rows, step)[0])
+        loss = torch.stack(list(values.values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.fixture(scope="module")
+def trained() -> MutualInformation:
+    system = small()
+    train(system, 120)
+    return system.eval()
+
+
+def test_learns_who_belongs_together_and_where(trained: MutualInformation) -> None:
+    batch, cell = squares(64, 10_000)
+    before = small().eval().compatibility(batch)
+    after = trained.compatibility(batch)
+    assert float(before["bound"]) < 0.5
+    # two pairs of colours of fifteen cannot be told apart, so log 64 is out of reach: at most about log 15
+    assert float(after["bound"]) > 1.5
+    assert float(after["ceiling"]) == pytest.approx(math.log(64))
+    found = trained.word_regions(**batch)
+    assert found.grid == (4, 4)
+    assert found.mask.sum(dim=1).tolist() == [2] * 64
+    torch.testing.assert_close(found.attention.sum(dim=2), found.mask.float())
+    pointed = found.attention[:, 1:3].argmax(dim=2) == cell
+    # a constant cell is right once in sixteen
+    assert float(pointed.float().mean()) > 0.5
+    image, text = (
+        trained.encode_image(batch["pixel_values"]),
+        trained.encode_text(batch["input_ids"], batch["attention_mask"]),
+    )
+    similar = image.global_ @ text.global_.T
+    same = (
+        batch["input_ids"][:, 1:3].sort().values[:, None] == batch["input_ids"][:, 1:3].sort().values
+    ).all(2)
+    best = similar.argmax(dim=1)
+    assert float(same[torch.arange(64), best].float().mean()) > 0.5
+
+
+def test_scores_and_loss_are_the_parts_put_together(trained: MutualInformation) -> None:
+    batch, _ = squares(6, 3)
+    losses, plots = trained(batch)
+    scores = trained.critic_scores(**batch)
+    logits = scores.log_softmax(1).diagonal().mean() + scores.log_softmax(0).diagonal().mean()
+    assert losses["joint"].item() == pytest.approx(-(math.log(6) + logits.item() / 2), rel=1e-4)
+    assert set(plots) == {"bound", "ceiling", "bound_last"}
+    assert plots["bound"].item() == plots["bound_last"].item() == pytest.approx(-losses["joint"].item())
+    few = trained.critic_scores(batch["pixel_values"], batch["input_ids"][:2], batch["attention_mask"][:2])
+    torch.testing.assert_close(few, scores[:, :2])
+    # padding changes nothing
+    more = {
+        **batch,
+        "input_ids": F.pad(batch["input_ids"], (0, 3)),
+        "attention_mask": F.pad(batch["attention_mask"], (0, 3)),
+    }
+    torch.testing.assert_close(trained.critic_scores(**more), scores)
+    torch.testing.assert_close(
+        trained.encode_text(more["input_ids"], more["attention_mask"]).global_,
+        trained.encode_text(batch["input_ids"], batch["attention_mask"]).global_,
+    )
+
+
+def test_global_vectors(trained: MutualInformation) -> None:
+    """They are the critic's score under even attention, up to length."""
+    batch, _ = squares(4, 5)
+    critic = trained._critic_of(-1)
+    output = trained.image_encoder(batch["pixel_values"])
+    values = critic.image_value(output.tokens.flatten(0, 1)).unflatten(0, output.tokens.shape[:2]).mean(dim=1)
+    image = trained.encode_image(batch["pixel_values"])
+    torch.testing.assert_close(image.global_, F.normalize(values, dim=1))
+    torch.testing.assert_close(image.tokens, output.tokens)
+    words = trained.text_encoder(batch["input_ids"], batch["attention_mask"]).tokens[:, 1:3]
+    text = trained.encode_text(batch["input_ids"], batch["attention_mask"])
+    wanted = critic.word_value(words.flatten(0, 1)).unflatten(0, (4, 2)).mean(dim=1)
+    torch.testing.assert_close(text.global_, F.normalize(wanted, dim=1))
+    plain = small(embedding="encoder").eval()
+    pooled = plain.image_encoder(batch["pixel_values"]).global_
+    torch.testing.assert_close(plain.encode_image(batch["pixel_values"]).global_, F.normalize(pooled, dim=1))
+
+
+def test_several_layers() -> None:
+    pairs = [LayerPair(), LayerPair(image=1, text=0, weight=0.5, image_pool=2)]
+    system = small(layers=pairs)
+    assert set(system.critics) == {"last", "image_1_text_0"}
+    losses, plots = system.train()(squares(8, 0)[0])
+    total = plots["bound_last"] + 0.5 * plots["bound_image_1_text_0"]
+    assert plots["bound"].item() == pytest.approx(total.item(), rel=1e-5)
+    assert losses["joint"].item() == pytest.approx(-total.item(), rel=1e-5)
+    assert plots["ceiling"].item() == pytest.approx(1.5 * math.log(8))
+    losses["joint"].backward()
+    for critic in system.critics.values():
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in critic.parameters())
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"per_word": True}, {"length_norm": "mean"}], ids=["sum", "word", "mean"]
+)
+def test_backends_take_the_same_steps(options: dict[str, Any]) -> None:
+    runs = []
+    for backend in ("reference", "auto"):
+        direction = "text_to_image" if options.get("per_word") else "both"
+        estimator = MutualInformationEstimator(direction=direction, backend=backend)
+        system = small(critic={"backend": backend, **options}, estimator=estimator)
+        runs.append((train(system, 20, rows=16, lr=1e-3), system))
+    torch.testing.assert_close(*(torch.tensor(losses) for losses, _ in runs), rtol=2e-3, atol=2e-3)
+    assert runs[0][0][-1] < runs[0][0][0]
+
+
+def test_frozen_encoders_rest() -> None:
+    system = small(freeze=["image", "text"]).train()
+    assert not system.image_encoder.training
+    assert not system.text_encoder.training
+    assert system.critics.training
+    state = {name: value.clone() for name, value in system.state_dict().items()}
+    losses = train(system, 30)
+    moved = {
+        name.split(".")[0]
+        for name, value in system.state_dict().items()
+        if not torch.equal(value, state[name])
+    }
+    assert moved == {"critics"}
+    assert sum(losses[-5:]) < sum(losses[:5])
+    image = small(freeze=["image"])
+    image.train()(squares(4, 0)[0])[0]["joint"].backward()
+    assert all(p.grad is None for p in image.image_encoder.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in image.text_encoder.parameters())
+
+
+def test_objectives_of_one_side_and_their_optimisers() -> None:
+    objective = DeepInfoMax(24, 24, units=16, global_weight=0.5, prior_weight=0.1, regions=16)
+    words = MaskedWords(24, 32, 4, SPECIAL)
+    system = small(image_objective=objective, image_weight=0.5, text_objective=words, text_weight=2.0).train()
+    losses, plots = system(squares(8, 0)[0])
+    assert set(losses) == {
+        "joint",
+        "image_local",
+        "image_global",
+        "image_prior",
+        "image_discriminator",
+        "masked_words",
+    }
+    assert {"masked_words_accuracy", "image_local", "image_discriminator_accuracy"} < set(plots)
+    assert losses["image_local"].item() == pytest.approx(0.5 * plots["image_local"].item())
+    first, second = system.optimization()
+    assert first.losses is not None
+    assert second.losses == ("image_discriminator",)
+    assert set(first.losses) | set(second.losses) == set(losses)
+    ids = [id(p) for spec in (first, second) for p in spec.parameters]
+    assert sorted(ids) == sorted(id(p) for p in system.parameters())
+    before = small(joint_weight=0.0, image_objective=DeepInfoMax(24, 24, units=16)).train()
+    losses, _ = before(squares(8, 0)[0])
+    assert set(losses) == {"image_local"}
+    losses["image_local"].backward()
+    assert all(p.grad is None for p in (*before.critics.parameters(), *before.text_encoder.parameters()))
+    assert before.compatibility(squares(4, 0)[0]) == {}
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    system = small(
+        layers=[LayerPair(), LayerPair(image=1)],
+        image_objective=DeepInfoMax(24, 24, units=16, prior_weight=0.1),
+        text_objective=MaskedWords(24, 32, 4, SPECIAL),
+        freeze=[],
+        estimator=MutualInformationEstimator("jsd"),
+        embedding="encoder",
+    ).eval()
+    system.save_pretrained(tmp_path / "model")
+    again = load_system(tmp_path / "model")
+    assert isinstance(again, MutualInformation)
+    assert again.to_config() == system.to_config()
+    batch, _ = squares(4, 0)
+    torch.testing.assert_close(again.critic_scores(**batch), system.critic_scores(**batch))
+    assert torch.equal(again.word_regions(**batch).attention, system.word_regions(**batch).attention)
+
+
+def test_starts_from_a_run(tmp_path: Path) -> None:
+    first = small(joint_weight=0.0, image_objective=DeepInfoMax(24, 24, units=16))
+    train(first, 2)
+    first.save_pretrained(tmp_path / "run" / "model")
+    torch.manual_seed(5)
+    fresh = ImageEncoder(RESNET), TextEncoder(BERT)
+    system = MutualInformation(*fresh, image_weights=str(tmp_path / "run"), freeze=["image"])
+    for name, value in first.image_encoder.state_dict().items():
+        assert torch.equal(system.image_encoder.state_dict()[name], value), name
+    assert not torch.equal(
+        system.text_encoder.model.get_input_embeddings().weight,
+        first.text_encoder.model.get_input_embeddings().weight,
+    )
+    assert "image_weights" not in system.to_config()
+    with pytest.raises(FileNotFoundError, match="no such folder; expected a run or a saved system"):
+        small(text_weights=str(tmp_path / "nowhere"))
+    other = TextEncoder({**BERT, "hidden_size": 32})
+    with pytest.raises(ValueError, match="the weights do not fit the config"):
+        MutualInformation(ImageEncoder(RESNET), other, text_weights=str(tmp_path / "run"))
+
+
+def test_duplicate_captions_are_left_out() -> None:
+    batch, _ = squares(6, 0)
+    batch["input_ids"][1] = batch["input_ids"][0]
+    same = (batch["input_ids"][:, None] == batch["input_ids"]).all(dim=2) & ~torch.eye(6, dtype=torch.bool)
+    assert same[0, 1]
+    scores = small().eval().critic_scores(**batch).masked_fill(same, -math.inf)
+    wanted = (scores.log_softmax(1).diagonal().mean() + scores.log_softmax(0).diagonal().mean()) / 2
+    losses, _ = small(duplicate_captions="exclude").eval()(batch)
+    assert losses["joint"].item() == pytest.approx(-(math.log(6) + wanted.item()), rel=1e-4)
+
+
+def test_refusals() -> None:
+    image, text = ImageEncoder(RESNET), TextEncoder(BERT)
+    with pytest.raises(TypeError, match="image_encoder: expected ImageEncoder, got TextEncoder"):
+        MutualInformation(text, text)
+    with pytest.raises(TypeError, match="text_objective: expected MaskedWords, got DeepInfoMax"):
+        MutualInformation(image, text, text_objective=DeepInfoMax(4, 4))
+    for options, message in (
+        (
+            {"critic": {"projection": "conv"}},
+            "critic: projection: expected one of linear, mlp, mlp_bn, identity",
+        ),
+        ({"embedding": "mean"}, "embedding: expected one of values, encoder, got 'mean'"),
+        ({"freeze": ["critic"]}, "freeze: expected one of image, text, got 'critic'"),
+        ({"duplicate_captions": "merge"}, "duplicate_captions: expected one of negative, exclude"),
+        ({"layers": []}, "layers: expected one pair or more, each once"),
+        ({"layers": [LayerPair(), LayerPair()]}, "layers: expected one pair or more, each once"),
+        ({"layers": [LayerPair(weight=0.0)]}, "layers: expected positive weights"),
+        ({"layers": [LayerPair(image=9)]}, "layers: image: expected -1 for the last layer or 0 to 2, got 9"),
+        ({"joint_weight": 0.0}, "there is nothing to train"),
+        ({"joint_weight": -1.0}, "joint_weight, image_weight, text_weight: expected 0 or more"),
+        (
+            {"critic": {"per_word": True}, "estimator": MutualInformationEstimator()},
+            "critics per word need bound 'nce' and direction 'text_to_image'",
+        ),
+        (
+            {"estimator": MutualInformationEstimator("dv"), "duplicate_captions": "exclude"},
+            "duplicate_captions: the bound 'dv' cannot leave pairs out",
+        ),
+        (
+            {"freeze": ["image"], "image_objective": DeepInfoMax(24, 24)},
+            "a frozen image encoder cannot learn by image_objective",
+        ),
+        (
+            {"critic": {"projection": "identity"}, "layers": [LayerPair(image=1)]},
+            "needs layers of one width, got 16 and 24",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            small(**options)
+    batch, _ = squares(4, 0)
+    with pytest.raises(ValueError, match="expected as many captions as the 4 pictures, got 3"):
+        small()({**batch, "input_ids": batch["input_ids"][:3], "attention_mask": batch["attention_mask"][:3]})
+    config = small().to_config()
+    del config["layers"]
+    with pytest.raises(ValueError, match="config: has no 'layers'"):
+        MutualInformation.from_config(config)
