@@ -1,4 +1,4 @@
-"""`jrl ablate`: what each part of the mutual-information system is worth, in one table of downstream tasks."""
+"""`jrl ablate`: what each part of the mutual-information system is worth, in one table of downstream tasks and grounding."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ import yaml
 
 from jrl.downstream.probe import TASKS, choose, probe
 from jrl.downstream.scenes import scene_parts
+from jrl.grounding import ground, scene_examples
+from jrl.grounding.evaluate import SYSTEM
 from jrl.training.files import write_atomically
 from jrl.training.run import Run
 
@@ -42,6 +44,11 @@ class Variant:
     arguments: Arguments = field(default_factory=dict)
     objectives: tuple[str, ...] = ()
     trained: bool = True
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether its critic is trained as long as its encoders, if at all."""
+        return bool(self.arguments.get("joint_weight", 1.0))
 
 
 _ONE: Arguments = {"layers": [{}]}
@@ -186,6 +193,7 @@ def ablate(
                 "settings": settings_here,
                 "bound": _bound(out / name / "run"),
                 "scores": _probed(run, tasks, scenes, head_epochs, seed),
+                "grounding": _grounded(run, scenes, seed) if VARIANTS[name].has_critic else None,
                 "train_seconds": trained - began,
                 "probe_seconds": time.monotonic() - trained,
             }
@@ -203,7 +211,8 @@ def to_markdown(results: Mapping[str, Mapping[str, Any]], tasks: Sequence[str]) 
         f"{task}, {next(iter(results.values()))['scores'][task]['metric'].replace('_', ' ')}"
         for task in tasks
     ]
-    lines = [f"| variant | {' | '.join(heads)} | nats |", f"|---|{'--:|' * (len(tasks) + 1)}"]
+    heads += ["grounding, pointing", "times the best constant", "nats"]
+    lines = [f"| variant | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}"]
     best = {task: max(_stands(result, task) for result in results.values()) for task in tasks}
     for name, result in results.items():
         cells = []
@@ -211,8 +220,11 @@ def to_markdown(results: Mapping[str, Mapping[str, Any]], tasks: Sequence[str]) 
             value = _stands(result, task)
             shown = f"{100 * value:.1f}"
             cells.append(f"**{shown}**" if value == best[task] else shown)
-        nats = "–" if result["bound"] is None else f"{result['bound']:.2f}"
-        lines.append(f"| {VARIANTS[name].words} | {' | '.join(cells)} | {nats} |")
+        found, bound = result["grounding"], result["bound"]
+        cells.append("–" if found is None else f"{100 * found['pointing']:.1f}")
+        cells.append("–" if found is None else f"{found['times_constant']:.2f}")
+        cells.append("–" if bound is None else f"{bound:.2f}")
+        lines.append(f"| {VARIANTS[name].words} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -332,6 +344,14 @@ def _probed(
         name: {"metric": outcome.metric, "scores": outcome.scores, "baseline": outcome.baseline}
         for name, outcome in outcomes.items()
     }
+
+
+def _grounded(run: Run, scenes: int, seed: int) -> dict[str, float]:
+    """Pointing accuracy, and how many times that of the best constant pointer it is."""
+    parts = scene_parts(run.transform, train=scenes // 4, val=2, test=scenes // 4, seed=seed)
+    train, test = (scene_examples(parts[name].samples, run.transform.size) for name in ("train", "test"))
+    found = ground(run, test, train=train)
+    return {"pointing": found.scores[SYSTEM]["pointing"], "times_constant": found.times_constant}
 
 
 def _bound(run: Path) -> float | None:

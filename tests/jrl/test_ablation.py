@@ -128,6 +128,8 @@ def test_trains_probes_and_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert isinstance(results["several_with_both"]["bound"], float)
     scores = results["several_with_both"]["scores"]
     assert set(scores) == {"classification", "retrieval"}
+    grounding = results["several_with_both"]["grounding"]
+    assert 0 <= grounding["pointing"] <= 1 and grounding["times_constant"] >= 0
     table = (out / "ablation.md").read_text()
     assert table.count("\n") == 4
     assert "| joint, two layers, both objectives |" in table
@@ -144,12 +146,18 @@ def test_trains_probes_and_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[
 
 
 def test_table() -> None:
-    def result(value: float, bound: float | None) -> dict[str, Any]:
-        return {"bound": bound, "scores": {"vqa": {"metric": "accuracy", "scores": {"accuracy": value}}}}
+    def result(value: float, bound: float | None, found: dict[str, float] | None) -> dict[str, Any]:
+        scores = {"vqa": {"metric": "accuracy", "scores": {"accuracy": value}}}
+        return {"bound": bound, "scores": scores, "grounding": found}
 
-    table = to_markdown({"random": result(0.25, None), "one_layer": result(0.5, 1.234)}, ["vqa"]).splitlines()
-    assert table[0] == "| variant | vqa, accuracy | nats |"
-    assert table[2:] == ["| random weights | 25.0 | – |", "| joint, one layer | **50.0** | 1.23 |"]
+    pointed = {"pointing": 0.421, "times_constant": 2.3}
+    results = {"random": result(0.25, None, None), "one_layer": result(0.5, 1.234, pointed)}
+    table = to_markdown(results, ["vqa"]).splitlines()
+    assert table[0] == "| variant | vqa, accuracy | grounding, pointing | times the best constant | nats |"
+    assert table[2:] == [
+        "| random weights | 25.0 | – | – | – |",
+        "| joint, one layer | **50.0** | 42.1 | 2.30 | 1.23 |",
+    ]
 
 
 def test_refusals(tmp_path: Path) -> None:
