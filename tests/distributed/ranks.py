@@ -70,7 +70,7 @@ def averaged(found: list[Tensor]) -> list[Tensor]:
     return found
 
 
-def close(name: str, found: Any, truth: Any, dtype: torch.dtype, factor: float = 2) -> None:
+def close(name: str, found: Any, truth: Any, dtype: torch.dtype, factor: float = 5) -> None:
     tolerance = 1e-12 if dtype == torch.float64 else 1e-6
     scale = max(float(truth.abs().max()), 1e-3)
     worst = float((found - truth).abs().max()) / scale if truth.numel() else 0.0
