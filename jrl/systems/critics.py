@@ -43,12 +43,14 @@ class LayerPair:
         image, text: −1 for the last layer's output, 0 for the embedding, n for the output of layer or stage n.
         weight: of this bound in the loss.
         image_pool: side of the squares of locations that are averaged before the critic sees them.
+        text_stride: the critic sees every so many words of a caption, from its first on; all of them at 1.
     """
 
     image: int = -1
     text: int = -1
     weight: float = 1.0
     image_pool: int = 1
+    text_stride: int = 1
 
     @property
     def name(self) -> str:

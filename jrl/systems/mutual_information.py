@@ -316,7 +316,7 @@ class MutualInformation(System):
         with torch.no_grad() if "text" in self.freeze else nullcontext():
             texts = [pair.text for pair in self.layers]
             _, states = encode_words(self.text_encoder, input_ids, attention_mask, texts)
-        words = self._words(input_ids, attention_mask)
+        real = self._words(input_ids, attention_mask)
         exclude = None
         if self.duplicate_captions == "exclude":
             exclude = duplicate_text_ids(input_ids, attention_mask)
@@ -324,6 +324,7 @@ class MutualInformation(System):
         plots: dict[str, Tensor] = {}
         sums: dict[str, Tensor] = {}
         for pair, grid, tokens in zip(self.layers, grids, states, strict=False):
+            words = real & ((real.long().cumsum(dim=1) - 1) % pair.text_stride == 0)
             scores = self.critics[pair.name](grid.pooled(pair.image_pool).tokens, tokens, word_mask=words)
             word_mask = words if self.options.per_word else None
             loss, stats = self.estimator(scores, word_mask=word_mask, exclude=exclude)
@@ -359,9 +360,10 @@ class MutualInformation(System):
         estimator, names = self.estimator, [pair.name for pair in self.layers]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"layers: expected one pair or more, each once, got {names}")
-        if any(pair.weight <= 0 or pair.image_pool < 1 for pair in self.layers):
+        if any(pair.weight <= 0 or min(pair.image_pool, pair.text_stride) < 1 for pair in self.layers):
             raise ValueError(
-                f"layers: expected positive weights and image_pool of at least 1, got {self.layers}"
+                "layers: expected positive weights, and image_pool and text_stride of at least 1, "
+                f"got {self.layers}"
             )
         if min(self.joint_weight, self.image_weight, self.text_weight) < 0:
             raise ValueError("joint_weight, image_weight, text_weight: expected 0 or more")

@@ -164,6 +164,21 @@ def test_several_layers() -> None:
         assert all(p.grad is not None and p.grad.isfinite().all() for p in critic.parameters())
 
 
+def test_every_other_word() -> None:
+    """As if the caption had lost the words between; embeddings see no neighbours, so nothing else changes."""
+    sparse = small(layers=[LayerPair(text=0, text_stride=2)]).eval()
+    plain = small(layers=[LayerPair(text=0)]).eval()
+    plain.load_state_dict(sparse.state_dict())
+    batch = squares(4, 0)[0]
+    words = plain._words(batch["input_ids"], batch["attention_mask"])
+    between = words & ((words.cumsum(dim=1) - 1) % 2 == 1)
+    assert bool(between.any())
+    fewer = {**batch, "attention_mask": batch["attention_mask"] * ~between}
+    bound = sparse.compatibility(batch)["bound"]
+    torch.testing.assert_close(bound, plain.compatibility(fewer)["bound"])
+    assert abs(bound.item() - plain.compatibility(batch)["bound"].item()) > 1e-4
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"per_word": True}, {"length_norm": "mean"}], ids=["sum", "word", "mean"]
 )
