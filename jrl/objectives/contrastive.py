@@ -21,8 +21,7 @@ class ContrastiveObjective(nn.Module):
     gradient there, so it can come down again.
 
     Under torch.distributed with several ranks the loss is that of all their batches together
-    (`jrl_kernels.distributed`), for gradients
-    that are averaged over the ranks, as DDP and FSDP do.
+    (`jrl_kernels.distributed`), for gradients that are averaged over the ranks, as DDP and FSDP do; every rank must then call it.
 
     Args:
         loss: "info_nce" or "sigmoid".

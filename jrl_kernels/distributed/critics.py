@@ -65,13 +65,13 @@ def word_region_scores(
     Returns, Raises, Gradients: as `max_sim` of this module; those of `jrl_kernels.word_region_scores` besides.
     """
     op = "distributed.word_region_scores"
-    everybody, mask = _all_words(op, words, word_mask, group)
+    everybody, mask = _all_words(op, words, word_mask, group, word_values is None)
     values = None if word_values is None else _all_words(op, word_values, word_mask, group)[0]
     return local_word_region_scores(regions, everybody, word_values=values, word_mask=mask, **options)
 
 
 def _all_words(
-    op: str, words: Tensor, word_mask: Tensor | None, group: dist.ProcessGroup | None
+    op: str, words: Tensor, word_mask: Tensor | None, group: dist.ProcessGroup | None, *options: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Words [C, T, D] and their mask [C, T] of all ranks, T the longest."""
     sizes: dict[str, int] = {}
@@ -79,7 +79,9 @@ def _all_words(
     if word_mask is not None:
         _checks.mask(op, "word_mask", word_mask, "b T", sizes, "words", words)
     # ranks pad their captions to lengths of their own: what they must agree in is the width and the dtype
-    ranks = Ranks(op, words.new_empty(words.shape[0], words.shape[2]), word_mask is None, group, even=False)
+    ranks = Ranks(
+        op, words.new_empty(words.shape[0], words.shape[2]), (word_mask is None, *options), group, even=False
+    )
     lengths = ranks.stack(torch.tensor(words.shape[1], device=words.device)).tolist()
     longest = max(lengths)
     if word_mask is None and min(lengths) < longest:

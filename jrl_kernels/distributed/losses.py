@@ -91,7 +91,10 @@ def info_nce(
     if normalize:
         x, y = F.normalize(x, dim=1), F.normalize(y, dim=1)
         negatives = None if negatives is None else F.normalize(negatives, dim=1)
-    ranks = Ranks(op, x, _options(op, direction, multi_positive, positives, exclude, gradients), group, even)
+    backend = _dispatch.select(op, backend, "info_nce", x)
+    kinds = positives, exclude, weights
+    options = _options(op, direction, multi_positive, gradients, kinds, normalize, return_stats, backend)
+    ranks = Ranks(op, x, options, group, even)
     problem = _Problem(x, gather_rows(y, ranks), None, _checks.scalar(op, "scale", scale, "x", x), negatives)
     return _loss(
         op, problem, bias, ranks, positives, exclude, direction, multi_positive, weights, return_stats, gradients, backend
@@ -124,7 +127,9 @@ def info_nce_from_scores(
     """
     op = "distributed.info_nce_from_scores"
     _checks.matrix(op, "scores", scores)
-    options = _options(op, direction, multi_positive, positives, exclude, gradients)
+    backend = _dispatch.select(op, backend, "info_nce", scores)
+    kinds = positives, exclude, weights
+    options = _options(op, direction, multi_positive, gradients, kinds, return_stats, backend)
     ranks = Ranks(op, scores, options, group, even=False)
     if scores.shape[1] != ranks.total:
         raise ValueError(
@@ -146,13 +151,14 @@ class _Problem(NamedTuple):
 
 
 def _options(
-    op: str, direction: str, multi_positive: str, positives: Any, exclude: Any, gradients: str
+    op: str, direction: str, multi_positive: str, gradients: str, kinds: tuple[Any, ...], *others: Any
 ) -> tuple[Any, ...]:
+    """What decides which collectives follow, so that ranks that differ in it would hang."""
     _checks.choice(op, "direction", direction, DIRECTIONS)
     _checks.choice(op, "multi_positive", multi_positive, ("mean", "sum"))
     _checks.choice(op, "gradients", gradients, GRADIENTS)
-    # kinds, since every rank has positives of its own
-    return direction, multi_positive, type(positives).__name__, type(exclude).__name__, gradients
+    # of what each rank has its own, only the kind
+    return direction, multi_positive, gradients, *(type(kind).__name__ for kind in kinds), *others
 
 
 def _loss(
@@ -182,13 +188,12 @@ def _loss(
             )
         weights = _checks.vector(op, "weights", weights, own, "x", first).to(problem.scale.dtype)
         column_weights = ranks.gather(weights)
-    name = _dispatch.select(op, backend, "info_nce", first)
-    if name == "reference":
+    if backend == "reference":
         return _reference(
             op, problem, ranks, positives, exclude, direction, multi_positive, column_weights, return_stats, gradients
         )  # fmt: skip
     loss_x, loss_y, state_x, state_y = _Losses.apply(
-        *problem, *which, *excluded, direction, multi_positive, return_stats, name, ranks
+        *problem, *which, *excluded, direction, multi_positive, return_stats, backend, ranks
     )
     rows = None if direction == "y_to_x" else row_losses(loss_x, state_x)
     columns = None if direction == "x_to_y" else row_losses(loss_y, state_y)
@@ -397,7 +402,7 @@ def sigmoid_contrastive(
             f"{op}: x and y must have the same number of rows, got {x.shape[0]} and {y.shape[0]}"
         )
     x, y = _checks.autocast(x, y)  # type: ignore[assignment]
-    ranks = Ranks(op, x, (type(positives).__name__, gradients), group, even)
+    ranks = Ranks(op, x, (type(positives).__name__, gradients, normalize), group, even)
     if positives is None:
         positives = torch.arange(x.shape[0], device=x.device) + ranks.offset
     elif isinstance(positives, (tuple, list)) and len(positives) == 2:
