@@ -9,6 +9,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -207,13 +208,19 @@ def extra_memory(step: Step, device: str) -> int | None:
         return torch.cuda.max_memory_allocated() - before
     if platform.system() != "Linux":
         return None
-    # Freed memory that the allocator keeps would hide what the step asks for.
+    # Freed memory that the allocator keeps would hide what the step asks for, and in a heap with holes it would be counted more
+    # than once: a thread of its own has a heap without any.
     ctypes.CDLL(None).malloc_trim(0)
-    with steady_allocator():
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-        before = _resident("VmRSS")
-        step()
-        return max(0, _resident("VmHWM") - before)
+    with steady_allocator(), ThreadPoolExecutor(1) as thread:
+        return thread.submit(_resident_growth, step).result()
+
+
+def _resident_growth(step: Step) -> int:
+    step()  # what a thread keeps for itself is not the step's
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = _resident("VmRSS")
+    step()
+    return max(0, _resident("VmHWM") - before)
 
 
 class Rates(NamedTuple):
