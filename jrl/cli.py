@@ -1,4 +1,4 @@
-"""The command `jrl`: fit, validate, test, retrieve, embed, probe, ground, ablate, demo."""
+"""The command `jrl`: fit, validate, test, retrieve, embed, generate, probe, ground, ablate, demo."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 TRAINING = ("fit", "validate", "test")
-OTHERS = ("retrieve", "embed", "probe", "ground", "ablate", "demo")
+OTHERS = ("retrieve", "embed", "generate", "probe", "ground", "ablate", "demo")
 USAGE = """usage: jrl COMMAND [options]
 
   fit       train a system:         jrl fit --config configs/clip_emoji.yaml
@@ -16,6 +16,7 @@ USAGE = """usage: jrl COMMAND [options]
   test      evaluate on the test:   jrl test --config RUN/config.yaml --run RUN
   retrieve  find pictures:          jrl retrieve --run RUN "a red flag"
   embed     embed a folder:         jrl embed --run RUN --images FOLDER --out embeddings.safetensors
+  generate  draw descriptions:      jrl generate --run RUN "a red circle left of a blue square"
   probe     test the encoder:       jrl probe --run RUN --tasks classification,segmentation
   ground    find phrases by words:  jrl ground --run RUN --image FILE --caption "a red flag"
   ablate    compare variants:       jrl ablate --out runs/ablation
@@ -57,6 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _retrieve(rest)
         if command == "embed":
             return _embed(rest)
+        if command == "generate":
+            from jrl.training.generate import main as generate
+
+            return generate(rest)
         if command == "probe":
             from jrl.downstream.command import main as probe
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
@@ -21,7 +22,8 @@ def build_backbone(
 
     Args:
         model: a transformers model (used as it is), a config, the dict of a config (with `model_type`), or
-            the path of a local folder that `save_pretrained` wrote.
+            the path of a local folder that `save_pretrained` wrote: that of a transformers model, or that of a
+            system (RUN/model), whose encoder of the name `argument` is taken with its weights.
         argument: how the caller names `model` in error messages.
         with_pooler: keep the trunk's own pooling layer; without it the trunk has no unused parameters.
         allow_pickle: let a folder without safetensors weights be read from its pickled ones.
@@ -101,6 +103,9 @@ def _from_folder(path: Path, argument: str, with_pooler: bool, allow_pickle: boo
         raise FileNotFoundError(f"{argument}: no folder {path}")
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"{argument}: {path} has no config.json")
+    system = _system_config(path, argument)
+    if system is not None:
+        return _from_system(path, system, argument, with_pooler)
     has_safetensors = any(path.glob("*.safetensors"))
     if not has_safetensors and not allow_pickle:
         raise FileNotFoundError(
@@ -116,3 +121,27 @@ def _from_folder(path: Path, argument: str, with_pooler: bool, allow_pickle: boo
         )
     except Exception as error:
         raise OSError(f"{argument}: cannot read a model from {path}: {error}") from error
+
+
+def _system_config(path: Path, argument: str) -> dict[str, Any] | None:
+    """The config in a system's folder; None in that of a transformers model."""
+    try:
+        values = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise OSError(f"{argument}: cannot read a model from {path}: {error}") from error
+    return values if isinstance(values, dict) and "system" in values else None
+
+
+def _from_system(path: Path, config: dict[str, Any], argument: str, with_pooler: bool) -> PreTrainedModel:
+    part = config.get(argument)
+    if not isinstance(part, dict) or not isinstance(part.get("model"), dict):
+        raise OSError(f"{argument}: the {config['system']} in {path} has no {argument}")
+    model = build_backbone(part["model"], argument=argument, with_pooler=with_pooler)
+    prefix = f"{argument}.model."
+    try:
+        with safe_open(path / "model.safetensors", framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            model.load_state_dict({name.removeprefix(prefix): file.get_tensor(name) for name in names})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise OSError(f"{argument}: cannot read its weights from {path}: {error}") from error
+    return model

@@ -18,7 +18,7 @@ class ImageEncoder(nn.Module):
 
     Args:
         model: a transformers model, its config, a dict with `model_type` (vit, resnet, convnext,
-            clip_vision_model, …), or the path of a local folder of saved weights.
+            clip_vision_model, …), or the path of a local folder of saved weights, also a system's (RUN/model).
         pooling: "cls" (the first token), "mean" (over all tokens) or "pooler" (the model's own).
         allow_pickle: let `model` be a folder whose weights are pickled.
 

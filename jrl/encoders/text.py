@@ -20,7 +20,7 @@ class TextEncoder(nn.Module):
 
     Args:
         model: a transformers model, its config, a dict with `model_type` (bert, clip_text_model, …), or the
-            path of a local folder of saved weights.
+            path of a local folder of saved weights, also a system's (RUN/model).
         pooling: "cls" (first token), "mean" (over real tokens), "last" (last real token), "eos" (first
             `eos_token_id`) or "pooler" (the model's own).
         eos_token_id: for "eos"; the model's config decides when it is None.

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from jrl.data.sample import Sample, SkipReport
 from jrl.training.loader import Batch
+from jrl.training.text_cache import TextCache
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,9 @@ class Captions:
         max_length: tokens after which a caption is cut.
         mix: how training draws captions; one of the given ones at random when None.
         tags: keywords of each sample, for the mix.
+
+    Attributes:
+        cache: embeddings of all captions in their order, which then come with every batch; None for none.
     """
 
     def __init__(
@@ -75,11 +79,16 @@ class Captions:
     ) -> None:
         self.captions, self.tokenizer, self.max_length, self.mix = captions, tokenizer, max_length, mix
         self.tags = [()] * len(captions) if tags is None else tags
+        self.cache: TextCache | None = None
         counts = torch.tensor([len(several) for several in captions])
         self.start = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
         if mix is None:
-            flat = [caption for several in captions for caption in several]
-            self.input_ids, self.attention_mask = self._tokenise(flat)
+            self.input_ids, self.attention_mask = self._tokenise(self.flat)
+
+    @property
+    def flat(self) -> list[str]:
+        """The captions of all samples, one after the other."""
+        return [caption for several in self.captions for caption in several]
 
     def one_each(self, indices: Tensor, seed: int) -> Batch:
         """One random caption of each sample."""
@@ -109,7 +118,12 @@ class Captions:
         # padding beyond the longest caption of this batch is only work
         used = mask.any(dim=0).nonzero()
         first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
-        return {"input_ids": self.input_ids[rows, first:last], "attention_mask": mask[:, first:last]}
+        embedded = {} if self.cache is None else self.cache.rows(rows, slice(first, last))
+        return {
+            "input_ids": self.input_ids[rows, first:last],
+            "attention_mask": mask[:, first:last],
+            **embedded,
+        }
 
 
 def with_captions(

@@ -10,16 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from jrl.data.tokenizer import load_tokenizer
 from jrl.evaluation import to_markdown
 from jrl.training.checkpoint import BEST, LAST, AtomicCheckpointIO, checkpoint_callbacks
 from jrl.training.data import CaptionDataModule
 from jrl.training.files import write_atomically
 from jrl.training.module import SystemModule
+from jrl.training.run import Run
 
 _NOISE = (
     "LightningCLI's args parameter",  # the arguments come from `main`, which takes its own off first
@@ -156,17 +159,60 @@ def data_module_of(run: str | Path) -> CaptionDataModule:
         FileNotFoundError: the run has none.
         ValueError: it cannot be read.
     """
+    data: CaptionDataModule = _part_of_config(run, "data", CaptionDataModule)
+    return data
+
+
+def run_at_checkpoint(
+    run: str | Path, checkpoint: str | Path, *, device: str | torch.device = "cpu"
+) -> Run:
+    """A run with the weights of one of its checkpoints, also while it still trains and has exported no system.
+
+    Args:
+        run: folder of the run.
+        checkpoint: a file, or the name of one in the run's `checkpoints`, such as "last".
+        device: where the system goes.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint, or the run has no `config.yaml`.
+        ValueError: a file is unreadable, or the weights are not this run's.
+    """
+    folder = Path(run)
+    found = [Path(checkpoint), *(folder / "checkpoints" / f"{checkpoint}{end}" for end in ("", ".ckpt"))]
+    path = next((path for path in found if path.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f"checkpoint: neither {found[0]} nor {found[-1]} is a file")
+    state = AtomicCheckpointIO().load_checkpoint(path)["state_dict"]
+    if (folder / "model" / "config.json").is_file():
+        opened = Run.load(folder)
+    else:
+        data = data_module_of(folder)
+        if data.tokenizer_path is None:
+            data.setup("predict")
+        tokenizer = data.tokenizer or load_tokenizer(str(data.tokenizer_path))
+        module: SystemModule = _part_of_config(folder, "model", SystemModule)
+        opened = Run(module.system, tokenizer, data.transform, data.max_length)
+    try:
+        opened.system.load_state_dict({name.removeprefix("system."): value for name, value in state.items()})
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"checkpoint: {path} does not hold the weights of {folder}: {reason}") from error
+    opened.system.to(device).eval()
+    return opened
+
+
+def _part_of_config(run: str | Path, name: str, kind: type) -> Any:
     from jsonargparse import ArgumentError, ArgumentParser
 
     path = Path(run) / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; name the pictures with --images")
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(CaptionDataModule, "data")
+    parser.add_class_arguments(kind, name)
     import yaml
 
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return parser.instantiate_classes(parser.parse_object({"data": values["data"]})).data
+        return parser.instantiate_classes(parser.parse_object({name: values[name]}))[name]
     except (ArgumentError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the config of a run: {error}") from error

@@ -19,6 +19,7 @@ from jrl.data.sample import Sample, SampleSet, SkipReport
 from jrl.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from jrl.training.captions import CaptionMix, Captions, with_captions
 from jrl.training.files import write_atomically
+from jrl.training.text_cache import KEY, TextCache, key_of, write
 from jrl.training.loader import BatchSource, EpochLoader, PartLoader
 from jrl.training.sources import FileSource, MemorySource, decode_all
 
@@ -49,6 +50,9 @@ class CaptionDataModule(lightning.LightningDataModule):
         max_length: tokens after which a caption is cut.
         augment: random changes in training; None for none.
         mean, std: of the normalisation, on the scale 0 to 1.
+        text_cache: folder for the embeddings of the training captions by the system's frozen text encoder: written when
+            it holds none, and refused when they are another encoder's, tokenizer's or captions'. Batches then hold
+            `word_features` and `text_features`, and a system that knows them, XMCGAN, does not run the encoder. None for none.
         in_memory: decode every picture once into memory, or open it when its batch is due.
         workers: processes that prepare batches.
         seed: of order and augmentation.
@@ -77,6 +81,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         augment: Augment | None = None,
         mean: Sequence[float] = CLIP_MEAN,
         std: Sequence[float] = CLIP_STD,
+        text_cache: str | None = None,
         in_memory: bool = True,
         workers: int = 0,
         seed: int = 0,
@@ -98,7 +103,10 @@ class CaptionDataModule(lightning.LightningDataModule):
             tuple(val_splits),
             tuple(test_splits),
         )
+        if text_cache is not None and caption_mix is not None:
+            raise ValueError("text_cache: captions that caption_mix draws cannot be embedded before")
         self.val_fraction, self.caption_mix = val_fraction, caption_mix
+        self.text_cache = text_cache
         self.languages = languages
         self.eval_languages = languages if eval_languages is None else eval_languages
         self.tokenizer_path, self.vocab_size, self.max_length = tokenizer, vocab_size, max_length
@@ -135,8 +143,11 @@ class CaptionDataModule(lightning.LightningDataModule):
             loop: Any = trainer.fit_loop
             return loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.ready
 
+        source = self._source(self.train_split, train=True)
+        if self.text_cache is not None:
+            source.captions.cache = self._text_cache(source.captions, Path(self.text_cache))
         loader = EpochLoader(
-            self._source(self.train_split, train=True),
+            source,
             self.batch_size,
             seed=self.seed,
             rank=0 if trainer is None else trainer.global_rank,
@@ -282,6 +293,23 @@ class CaptionDataModule(lightning.LightningDataModule):
             )
         transform = ImageTransform(self.image_size, self.mean, self.std, augment)
         return FileSource(samples, tokens, transform, train=train)
+
+    def _text_cache(self, captions: Captions, folder: Path) -> TextCache:
+        trainer: Any = self.trainer
+        encoder = getattr(getattr(trainer, "lightning_module", None), "system", None)
+        encoder = getattr(encoder, "text_encoder", None)
+        if encoder is None:
+            raise ValueError("text_cache: there is no system with a text_encoder to embed the captions with")
+        if any(parameter.requires_grad for parameter in encoder.parameters()):
+            raise ValueError("text_cache: the text encoder is trained, so its embeddings change; freeze it")
+        assert self.tokenizer is not None
+        texts = captions.input_ids, captions.attention_mask
+        key = key_of(encoder, self.tokenizer, captions.flat, *texts)
+        if trainer.is_global_zero and not (folder / KEY).exists():
+            self._say(f"text_cache: embedding {len(texts[0])} captions into {folder}")
+            write(folder, encoder, key, *texts)
+        trainer.strategy.barrier("text_cache")
+        return TextCache(folder, key)
 
     def _part_loader(self, name: str) -> PartLoader:
         loader = PartLoader(

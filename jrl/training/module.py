@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -16,6 +17,7 @@ from jrl.evaluation import evaluate
 from jrl.systems import System
 from jrl.systems.base import OptimizerSpec
 from jrl.training.optim import parameter_groups, warmup_cosine
+from jrl.training.watch import TrainingWatch
 
 _COLLECTED = ("image", "text", "image_index", "caption_image")
 
@@ -41,6 +43,7 @@ class SystemModule(lightning.LightningModule):
 
     Attributes:
         results: what `jrl.evaluation.evaluate` said of each part, after the latest evaluation.
+        losses, plots: of the latest training step, detached.
 
     Raises:
         ValueError: a value out of range, or `freeze` names no submodule.
@@ -84,8 +87,15 @@ class SystemModule(lightning.LightningModule):
         self._bounds: dict[int, list[tuple[int, dict[str, Tensor]]]] = {}
         self._frozen = tuple(freeze)
         self.results: dict[str, dict[str, float]] = {}
+        self.losses: dict[str, Tensor] = {}
+        self.plots: dict[str, Tensor] = {}
         # one optimiser steps by itself; several take turns in training_step
         self.automatic_optimization = len(system.optimization()) == 1
+
+    def configure_callbacks(self) -> list[Callback]:
+        """A `TrainingWatch`, unless the trainer has one."""
+        has_one = any(isinstance(callback, TrainingWatch) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if has_one else [TrainingWatch()]
 
     def configure_optimizers(self) -> Any:
         """The optimisers that the system declares, each with its schedule."""
@@ -189,6 +199,8 @@ class SystemModule(lightning.LightningModule):
                 parameter.requires_grad_(True)
 
     def _report(self, losses: dict[str, Tensor], plots: dict[str, Tensor], total: Tensor) -> None:
+        self.losses = {name: loss.detach() for name, loss in losses.items()}
+        self.plots = plots
         self.log("loss", total.detach(), prog_bar=True)
         # the loggers are called directly: a `log` for every name at every step costs more than a small step
         # itself
@@ -196,12 +208,6 @@ class SystemModule(lightning.LightningModule):
         if trainer.fit_loop.epoch_loop.total_batch_idx % trainer.log_every_n_steps:
             return
         values = {f"train/{name}": value.item() for name, value in (*losses.items(), *plots.items())}
-        for name in losses:
-            if not math.isfinite(values[f"train/{name}"]):
-                raise FloatingPointError(
-                    f"loss {name!r} is {values[f'train/{name}']} at step {self.trainer.global_step}; "
-                    "lower lr, or look for NaN in the data"
-                )
         values["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         for logger in self.loggers:
             logger.log_metrics(values, step=self.trainer.global_step)

@@ -37,15 +37,16 @@ class ConditionalBatchNorm(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """Features [B, channels, h, w] under a condition [B, C, 1, 1] or [B, C, h', w'], the latter resized to h x w."""
-        condition = stretch(condition, x)
-        return self.norm(x) * (1 + self.gain(condition)) + self.offset(condition)
+        # a 1x1 convolution commutes with copying pixels, and is cheaper before it
+        gain, offset = (_stretch(layer(condition), x) for layer in (self.gain, self.offset))
+        return self.norm(x) * (1 + gain) + offset
 
 
-def stretch(condition: Tensor, x: Tensor) -> Tensor:
-    """The condition at the size of x, by nearest neighbour; a condition of one place is left to broadcasting."""
-    if condition.shape[-2:] in ((1, 1), x.shape[-2:]):
-        return condition
-    return F.interpolate(condition, size=x.shape[-2:], mode="nearest")
+def _stretch(modulation: Tensor, x: Tensor) -> Tensor:
+    """At the size of x, by nearest neighbour; what has one place is left to broadcasting."""
+    if modulation.shape[-2:] in ((1, 1), x.shape[-2:]):
+        return modulation
+    return F.interpolate(modulation, size=x.shape[-2:], mode="nearest")
 
 
 class GeneratorBlock(nn.Module):

@@ -55,6 +55,7 @@ class XMCGAN(System):
             the real ones, or
             "encoder" (the text encoder's own vector).
         discriminator_steps: steps of the discriminator for one of the generator.
+        discriminator_lr_factor: its learning rate as a multiple of the generator's.
         average_decay: of the generator's moving average.
         image_mean, image_std: what the image encoder expects its pictures to be normalised with.
         backend: of the contrastive ops.
@@ -77,6 +78,7 @@ class XMCGAN(System):
         directions: str = "both",
         sentence_pooling: str = "code",
         discriminator_steps: int = 2,
+        discriminator_lr_factor: float = 4.0,
         average_decay: float = 0.999,
         image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
         image_std: tuple[float, float, float] = (0.5, 0.5, 0.5),
@@ -120,6 +122,10 @@ class XMCGAN(System):
             )
         if discriminator_steps < 1:
             raise ValueError(f"discriminator_steps: expected at least 1, got {discriminator_steps}")
+        if not discriminator_lr_factor > 0:
+            raise ValueError(
+                f"discriminator_lr_factor: expected a positive number, got {discriminator_lr_factor}"
+            )
         if not 0 <= average_decay < 1:
             raise ValueError(f"average_decay: expected a value in [0, 1), got {average_decay}")
         if not temperature > 0 or not word_scale > 0:
@@ -134,6 +140,7 @@ class XMCGAN(System):
         self.temperature, self.word_scale = temperature, word_scale
         self.directions, self.sentence_pooling = directions, sentence_pooling
         self.discriminator_steps, self.average_decay = discriminator_steps, average_decay
+        self.discriminator_lr_factor = discriminator_lr_factor
         self.image_mean, self.image_std, self.backend = tuple(image_mean), tuple(image_std), backend
 
     def train(self, mode: bool = True) -> XMCGAN:
@@ -147,13 +154,23 @@ class XMCGAN(System):
     @torch.no_grad()
     def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Texts [B, T] to sentences [B, E], words [B, T, E] and their mask [B, T]."""
-        encoded = self.text_encoder(input_ids, attention_mask)
+        return self._sentences(self.text_encoder(input_ids, attention_mask))
+
+    def _sentences(self, encoded: EncoderOutput) -> tuple[Tensor, Tensor, Tensor]:
         words = encoded.tokens
-        mask = torch.ones_like(input_ids, dtype=torch.bool) if encoded.mask is None else encoded.mask
+        mask = words.new_ones(words.shape[:2], dtype=torch.bool) if encoded.mask is None else encoded.mask
         if self.sentence_pooling == "encoder":
             return encoded.global_, words, mask
         counted = words if self.sentence_pooling == "code" else words * mask[:, :, None]
         return counted.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1), words, mask
+
+    def _embed_batch(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """What the batch's texts are, by the encoder, or as embedded before."""
+        mask = batch.get("attention_mask")
+        if "word_features" not in batch:
+            return self.embed(batch["input_ids"], mask)
+        mask = None if mask is None else mask.bool()
+        return self._sentences(EncoderOutput(batch["text_features"], batch["word_features"], mask))
 
     def encode_image(self, pixel_values: Tensor) -> EncoderOutput:
         """Pictures [B, 3, H, W] in [0, 1] to the discriminator's unit vectors [B, F], with its regions [B, R, E]."""
@@ -171,7 +188,8 @@ class XMCGAN(System):
 
         Args:
             batch: `pixel_values` [B, 3, H, W] in [0, 1]; `input_ids` and `attention_mask` [B, T], text i of picture i; optionally
-                `noise` [B, noise_dim].
+                `noise` [B, noise_dim], and what the text encoder says of the texts: `word_features` [B, T, E] and
+                `text_features` [B, E].
 
         Returns:
             Of the discriminator "hinge_discriminator", "real_sentence", "real_word"; of the generator "hinge_generator",
@@ -183,7 +201,7 @@ class XMCGAN(System):
             ValueError: as many texts as pictures were expected.
         """
         real = batch["pixel_values"]
-        sentence, words, mask = self.embed(batch["input_ids"], batch.get("attention_mask"))
+        sentence, words, mask = self._embed_batch(batch)
         if len(real) != len(sentence):
             raise ValueError(f"batch: expected a text a picture, got {len(sentence)} and {len(real)}")
         noise = batch.get("noise")
@@ -193,11 +211,11 @@ class XMCGAN(System):
         judged = self.discriminator(torch.cat([real, fake.to(real.dtype)]), sentence.repeat(2, 1))
         ours, theirs = _halves(judged, len(real))
         losses = {"hinge_discriminator": hinge_discriminator(ours.logits.float(), theirs.logits.float())}
-        spread = fake.detach().float().std(dim=0).mean()
         plots = {
             "logit_real": ours.logits.detach().float().mean(),
             "logit_fake": theirs.logits.detach().float().mean(),
-            "spread": spread,
+            "spread": _spread(fake.detach()),
+            "spread_real": _spread(real),
         }
         self._add_texts("real", ours, words, mask, losses, plots)
         if fake.requires_grad or not torch.is_grad_enabled():
@@ -211,7 +229,7 @@ class XMCGAN(System):
         return losses, plots
 
     def optimization(self) -> list[OptimizerSpec]:
-        """The discriminator's at four times the learning rate, and the generator's; neither decays its weights."""
+        """The discriminator's, at its own learning rate, and the generator's; neither decays its weights."""
         on = [name for name in CONTRASTIVE if self.weights[name]]
         texts = [name for name in ("sentence", "word") if name in on]
         images = [name for name in ("image", "image_pretrained") if name in on]
@@ -219,7 +237,7 @@ class XMCGAN(System):
             OptimizerSpec(
                 self.discriminator.parameters(),
                 ("hinge_discriminator", *(f"real_{name}" for name in texts)),
-                lr_factor=4.0,
+                lr_factor=self.discriminator_lr_factor,
                 weight_decay=0.0,
             ),
             OptimizerSpec(
@@ -239,7 +257,9 @@ class XMCGAN(System):
         if pairs < parts:
             raise ValueError(f"batch: expected at least {parts} pairs, one a step, got {pairs}")
         edges = [pairs * place // parts for place in range(parts + 1)]
-        names = ("pixel_values", "input_ids", "attention_mask", "noise")
+        names = (
+            "pixel_values", "input_ids", "attention_mask", "noise", "word_features", "text_features"
+        )  # fmt: skip
         cut = [
             {name: batch[name][start:end] for name in names if name in batch}
             for start, end in pairwise(edges)
@@ -315,6 +335,7 @@ class XMCGAN(System):
             "directions": self.directions,
             "sentence_pooling": self.sentence_pooling,
             "discriminator_steps": self.discriminator_steps,
+            "discriminator_lr_factor": self.discriminator_lr_factor,
             "average_decay": self.average_decay,
             "image_mean": list(self.image_mean),
             "image_std": list(self.image_std),
@@ -394,6 +415,11 @@ class XMCGAN(System):
         )
         vectors: Tensor = self.image_encoder((pictures - mean) / std).global_
         return vectors
+
+
+def _spread(pictures: Tensor) -> Tensor:
+    """How much pictures [B, 3, H, W] differ: their standard deviation over the batch, averaged over places and channels."""
+    return pictures.float().std(dim=0, correction=0).mean()
 
 
 def _halves(judged: Judgement, count: int) -> tuple[Judgement, Judgement]:
