@@ -125,7 +125,7 @@ class ContrastiveObjective(nn.Module):
             refused = [name for name, value in given.items() if value is not None]
             if refused:
                 raise ValueError(f"{', '.join(refused)}: the sigmoid loss does not take it")
-            sigmoid = distributed.sigmoid_contrastive if _several_ranks() else sigmoid_contrastive
+            sigmoid = distributed.sigmoid_contrastive if several_ranks() else sigmoid_contrastive
             loss = sigmoid(
                 x,
                 y,
@@ -135,7 +135,7 @@ class ContrastiveObjective(nn.Module):
                 backend=self.backend,
             )
             return loss, {"scale": scale.detach()}
-        softmax = distributed.info_nce if _several_ranks() else info_nce
+        softmax = distributed.info_nce if several_ranks() else info_nce
         loss, stats = softmax(
             x,
             y,
@@ -180,7 +180,8 @@ class ContrastiveObjective(nn.Module):
             self.register_buffer(name, tensor)
 
 
-def _several_ranks() -> bool:
+def several_ranks() -> bool:
+    """Whether this process is one of several that train together."""
     return (
         torch.distributed.is_available()
         and torch.distributed.is_initialized()

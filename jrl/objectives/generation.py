@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from jrl_kernels import info_nce, info_nce_from_scores, word_region_scores
+from jrl.objectives.contrastive import several_ranks
+from jrl_kernels import distributed, info_nce, info_nce_from_scores, word_region_scores
 
 DIRECTIONS = ("both", "one")
 
@@ -39,7 +40,8 @@ def pair_contrastive(
 
     The sentence loss (x the pictures, y the sentences) and the image loss (x the generated, y the real pictures) of
     Zhang et al. 2021
-    (XMC-GAN): its code has both directions, US 2023/0081171 one.
+    (XMC-GAN): its code has both directions, US 2023/0081171 one. With several ranks the rows are those of all of them
+    (`jrl_kernels.distributed`), for gradients that are averaged over the ranks; every rank must then call it.
 
     Args:
         x, y: [B, D], float32, bfloat16 or float16 (float64 with backend "reference" or "cpu").
@@ -57,7 +59,7 @@ def pair_contrastive(
     """
     direction = _direction(directions)
     scale = _inverse(temperature)
-    loss, stats = info_nce(
+    loss, stats = (distributed.info_nce if several_ranks() else info_nce)(
         x, y, scale=scale, normalize=True, direction=direction, return_stats=True, backend=backend
     )
     return _summed(loss, stats, direction)
@@ -78,7 +80,7 @@ def word_contrastive(
 
         S_ic = scale / ρ2 · log Σ_t exp(ρ2 cos(w_ct, Σ_r softmax_r(ρ1 cos(w_ct, v_ir)) v_ir / |v_ir|))
 
-    and then the loss of `pair_contrastive` over S. The code's scale is 50; a scale of 1/τ = 10 would be the sentence
+    and then the loss of `pair_contrastive` over S, with several ranks over the images and captions of all of them. The code's scale is 50; a scale of 1/τ = 10 would be the sentence
     loss's temperature.
 
     Args:
@@ -93,7 +95,8 @@ def word_contrastive(
     Returns, Raises: as `pair_contrastive`. Gradients: regions, words.
     """
     direction = _direction(directions)
-    scores = word_region_scores(
+    several = several_ranks()
+    scores = (distributed.word_region_scores if several else word_region_scores)(
         regions,
         words,
         word_mask=word_mask,
@@ -103,7 +106,8 @@ def word_contrastive(
         scale=scale,
         backend=backend,
     )
-    loss, stats = info_nce_from_scores(scores, direction=direction, return_stats=True, backend=backend)
+    softmax = distributed.info_nce_from_scores if several else info_nce_from_scores
+    loss, stats = softmax(scores, direction=direction, return_stats=True, backend=backend)
     return _summed(loss, stats, direction)
 
 
