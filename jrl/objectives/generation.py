@@ -80,8 +80,8 @@ def word_contrastive(
 
         S_ic = scale / ρ2 · log Σ_t exp(ρ2 cos(w_ct, Σ_r softmax_r(ρ1 cos(w_ct, v_ir)) v_ir / |v_ir|))
 
-    and then the loss of `pair_contrastive` over S, with several ranks over the images and captions of all of them. The code's scale is 50; a scale of 1/τ = 10 would be the sentence
-    loss's temperature.
+    and then the loss of `pair_contrastive` over S, with several ranks over the images and captions of all of them. The code's
+    scale is 50; a scale of 1/τ = 10 would be the sentence loss's temperature.
 
     Args:
         regions: [B, R, E], float.

@@ -163,9 +163,7 @@ def data_module_of(run: str | Path) -> CaptionDataModule:
     return data
 
 
-def run_at_checkpoint(
-    run: str | Path, checkpoint: str | Path, *, device: str | torch.device = "cpu"
-) -> Run:
+def run_at_checkpoint(run: str | Path, checkpoint: str | Path, *, device: str | torch.device = "cpu") -> Run:
     """A run with the weights of one of its checkpoints, also while it still trains and has exported no system.
 
     Args:

@@ -19,9 +19,9 @@ from jrl.data.sample import Sample, SampleSet, SkipReport
 from jrl.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from jrl.training.captions import CaptionMix, Captions, with_captions
 from jrl.training.files import write_atomically
-from jrl.training.text_cache import KEY, TextCache, key_of, write
 from jrl.training.loader import BatchSource, EpochLoader, PartLoader
 from jrl.training.sources import FileSource, MemorySource, decode_all
+from jrl.training.text_cache import KEY, TextCache, key_of, write
 
 PREPROCESSING = "preprocessing.json"
 

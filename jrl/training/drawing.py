@@ -139,7 +139,9 @@ class DrawSamples(Callback):
         )
         folder = Path(trainer.default_root_dir) / "samples"
         folder.mkdir(parents=True, exist_ok=True)
-        grid = picture_grid([to_picture(one) for one in pictures.flatten(0, 1)], columns=self.count, side=64, gap=4)
+        grid = picture_grid(
+            [to_picture(one) for one in pictures.flatten(0, 1)], columns=self.count, side=64, gap=4
+        )
         save_image(grid, folder / f"batch-{done:07d}.png")
 
 

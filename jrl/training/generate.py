@@ -77,7 +77,9 @@ def main(arguments: Sequence[str]) -> int:
                 loop=0,
             )
     side = max(pictures[0][0].size)
-    grid = picture_grid([one for row in pictures for one in row], columns=count, side=side, gap=max(2, side // 16))
+    grid = picture_grid(
+        [one for row in pictures for one in row], columns=count, side=side, gap=max(2, side // 16)
+    )
     save_image(grid, out / "grid.png")
     print(f"{out}: {len(texts)} x {count} pictures of {drawn.shape[-1]} pixels, and grid.png")
     return 0
@@ -85,7 +87,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="jrl generate", description="Draw pictures of descriptions; the same seed draws the same pictures."
+        prog="jrl generate",
+        description="Draw pictures of descriptions; the same seed draws the same pictures.",
     )
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="descriptions")
     parser.add_argument("--run", required=True, help="folder of a run")
@@ -93,7 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--n", type=int, help="pictures a description; 8, with --file 1, otherwise")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--out", help="folder for the pictures; RUN/generated otherwise")
-    parser.add_argument("--checkpoint", help="draw with this checkpoint of the run, not with its exported system")
+    parser.add_argument(
+        "--checkpoint", help="draw with this checkpoint of the run, not with its exported system"
+    )
     parser.add_argument("--latest", action="store_true", help="the latest weights, not their moving average")
     parser.add_argument("--size", type=int, default=1, help="enlarge each pixel to this many a side")
     parser.add_argument("--animation", choices=ANIMATIONS, default="gif", help="format of the animation")
@@ -120,7 +125,8 @@ def _say_what_is_cut(run: Run, texts: Sequence[str]) -> None:
         length = len(run.tokenizer(text)["input_ids"])
         if length > run.max_length:
             print(
-                f"jrl: only the first {run.max_length} of {length} tokens are drawn of: {text}", file=sys.stderr
+                f"jrl: only the first {run.max_length} of {length} tokens are drawn of: {text}",
+                file=sys.stderr,
             )
 
 

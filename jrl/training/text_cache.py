@@ -56,7 +56,9 @@ class TextCache:
             )
         for name in (WORDS, GLOBALS):
             if not (self.folder / name).is_file() or key.get(name) != _digest_of_file(self.folder / name):
-                raise ValueError(f"text_cache: {self.folder / name} is missing or damaged; delete {self.folder}")
+                raise ValueError(
+                    f"text_cache: {self.folder / name} is missing or damaged; delete {self.folder}"
+                )
         self._open()
 
     def rows(self, rows: Tensor, columns: slice) -> dict[str, Tensor]:

@@ -78,7 +78,9 @@ class TrainingWatch(Callback):
         self._look(trainer)
         weights = checkpoint.get("state_dict", {})
         broken = [
-            name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()
+            name
+            for name, value in weights.items()
+            if value.is_floating_point() and not value.isfinite().all()
         ]
         if broken:
             more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""

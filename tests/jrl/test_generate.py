@@ -45,9 +45,7 @@ def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "precision": "bf16-mixed",
             "enable_progress_bar": False,
             "enable_model_summary": False,
-            "callbacks": [
-                {"class_path": "jrl.training.DrawSamples", "init_args": {"every": 5, "count": 2}}
-            ],
+            "callbacks": [{"class_path": "jrl.training.DrawSamples", "init_args": {"every": 5, "count": 2}}],
         },
         "model": {"lr": 1e-3, "warmup": 0.0, "channels_last": True, "system": system},
         "data": {
@@ -98,7 +96,9 @@ def test_pictures_of_a_text(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_a_picture_does_not_depend_on_the_others(run: Path) -> None:
     opened = Run.load(run)
-    many = draw(opened.system, opened.tokenizer, [TEXT, "a small blue bar"], max_length=12, count=4, batch_size=3)
+    many = draw(
+        opened.system, opened.tokenizer, [TEXT, "a small blue bar"], max_length=12, count=4, batch_size=3
+    )
     one = draw(opened.system, opened.tokenizer, [TEXT], max_length=12, count=1)
     assert many.shape == (2, 4, 3, 32, 32)
     torch.testing.assert_close(many[0, 0], one[0, 0], rtol=1e-5, atol=1e-5)
@@ -130,7 +130,10 @@ def test_checkpoint_of_a_run_that_still_trains(run: Path, tmp_path: Path) -> Non
     torch.testing.assert_close(*pictures, rtol=1e-4, atol=1e-4)
     latest = draw(opened.system, opened.tokenizer, [TEXT], max_length=12, count=2, averaged=False)
     assert float((latest - pictures[0]).abs().max()) > 1e-2
-    assert main(["generate", TEXT, "--run", str(run), "--checkpoint", "last", "--out", str(tmp_path / "out")]) == 0
+    assert (
+        main(["generate", TEXT, "--run", str(run), "--checkpoint", "last", "--out", str(tmp_path / "out")])
+        == 0
+    )
     assert len(files(tmp_path / "out")) == 9
 
 
@@ -170,7 +173,9 @@ def test_empty_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_other_systems_do_not_generate(run: Path) -> None:
     opened = Run.load(run)
-    with pytest.raises(ValueError, match="system: TextEncoder does not generate pictures; expected an XMCGAN"):
+    with pytest.raises(
+        ValueError, match="system: TextEncoder does not generate pictures; expected an XMCGAN"
+    ):
         draw(opened.system.text_encoder, opened.tokenizer, [TEXT], max_length=12)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="every: expected at least 1, got 0"):
         DrawSamples(every=0)

@@ -31,7 +31,9 @@ class Recorder(AtBatch):
         self.seen.append(torch.stack(list(pl_module.losses.values())))
 
 
-def trained(run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[list[Tensor], int]:
+def trained(
+    run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> tuple[list[Tensor], int]:
     """The losses of two epochs, and how often the text encoder ran in training."""
     recorder, calls = Recorder(), 0
     embed = XMCGAN.embed

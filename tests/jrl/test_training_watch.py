@@ -54,7 +54,9 @@ class SpoilAfter(Callback):
 
 
 def test_weights_that_are_not_finite_are_never_saved(pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match=r"weights 'system.generator.pixels.weight' are not finite at step 18"):
+    with pytest.raises(
+        FloatingPointError, match=r"weights 'system.generator.pixels.weight' are not finite at step 18"
+    ):
         fit(tmp_path, build(), data(pictures), every=3 * STEPS, callbacks=[SpoilAfter()])
     assert last(tmp_path)["global_step"] == 3 * STEPS
 

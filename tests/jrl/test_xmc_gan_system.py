@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jrl.encoders import ImageEncoder, TextEncoder
+from jrl.objectives.generation import pair_contrastive, word_contrastive
 from jrl.systems import load_system
 from jrl.systems.xmc_gan import XMCGAN, Discriminator, Generator
 
@@ -222,6 +223,8 @@ def test_fused_and_reference_train_alike() -> None:
         ({"losses": {"image_pretrained": 1.0}}, "losses: 'image_pretrained' needs an image_encoder"),
         ({"directions": "two"}, "directions: expected 'both' or 'one', got 'two'"),
         ({"sentence_pooling": "max"}, "sentence_pooling: expected one of code, mean, encoder, got 'max'"),
+        ({"gradient_penalty": -1.0}, "gradient_penalty: expected 0 or more, got -1.0"),
+        ({"discriminator_lr_factor": 0.0}, "discriminator_lr_factor: expected a positive number, got 0.0"),
         ({"discriminator_steps": 0}, "discriminator_steps: expected at least 1, got 0"),
         ({"average_decay": 1.0}, r"average_decay: expected a value in \[0, 1\), got 1.0"),
         ({"temperature": 0.0}, "temperature, word_scale: expected positive numbers, got 0.0"),
@@ -243,3 +246,75 @@ def test_parts_must_fit() -> None:
     system, given = build(), batch()
     with pytest.raises(ValueError, match="batch: expected a text a picture, got 4 and 3"):
         system({**given, "pixel_values": given["pixel_values"][:3]})
+
+
+class TestGradientPenalty:
+    """R1 is differentiated twice, through the discriminator's logit alone; the ops of the contrastive losses refuse that."""
+
+    def test_by_finite_differences(self) -> None:
+        system = build(gradient_penalty=2.0).double().eval()
+        given = {name: v.double() if v.is_floating_point() else v for name, v in batch(3).items()}
+        real, (sentence, _, _) = given["pixel_values"], system.embed(given["input_ids"])
+
+        def logit(pictures: Tensor) -> Tensor:
+            return system.discriminator(pictures, sentence).logits.sum()
+
+        direction = torch.randn_like(real)
+        (gradient,) = torch.autograd.grad(logit(real.requires_grad_()), real)
+        step = 1e-6
+        numeric = (logit(real + step * direction) - logit(real - step * direction)) / (2 * step)
+        torch.testing.assert_close((gradient * direction).sum(), numeric.detach(), rtol=1e-5, atol=1e-7)
+
+        class Penalty(torch.nn.Module):
+            def forward(self, weight: Tensor) -> Tensor:
+                name = "logit.parametrizations.weight.original"
+                pictures = real.detach().requires_grad_()
+                judged = torch.func.functional_call(
+                    system.discriminator, {name: weight}, (pictures, sentence)
+                )
+                (found,) = torch.autograd.grad(judged.logits.sum(), pictures, create_graph=True)
+                return found.square().sum(dim=(1, 2, 3)).mean()
+
+        weight = system.discriminator.logit.parametrizations.weight.original  # type: ignore[union-attr,index]
+        assert torch.autograd.gradcheck(Penalty(), (weight.detach().clone().requires_grad_(),))
+
+    def test_loss_and_whom_it_moves(self) -> None:
+        plain, penalised = build(), build(gradient_penalty=3.0)
+        without, _ = plain(batch())
+        losses, _ = penalised(batch())
+        assert "gradient_penalty" not in without
+        assert penalised.optimization()[0].losses == (
+            "hinge_discriminator", "gradient_penalty", "real_sentence", "real_word"
+        )  # fmt: skip
+        twice, _ = build(gradient_penalty=6.0)(batch())
+        torch.testing.assert_close(twice["gradient_penalty"], 2 * losses["gradient_penalty"])
+        losses["gradient_penalty"].backward()
+        moved = {name for name, p in penalised.named_parameters() if p.grad is not None and p.grad.any()}
+        assert "discriminator.blocks.0.conv_in.parametrizations.weight.original" in moved
+        assert all(name.startswith("discriminator.") for name in moved)
+        with torch.no_grad():
+            assert "gradient_penalty" not in penalised(batch())[0]
+
+    def test_falls_in_training(self) -> None:
+        """Minimised alone it goes down, by the gradients that the second derivative gives."""
+        system, given = build(gradient_penalty=1.0), batch(8)
+        optimizer = torch.optim.Adam(system.discriminator.parameters(), lr=1e-2)
+        seen = []
+        for _ in range(15):
+            loss = system(given)[0]["gradient_penalty"]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            seen.append(loss.item())
+        assert seen[-1] < 0.2 * seen[0]
+
+    def test_contrastive_losses_refuse(self) -> None:
+        x = torch.randn(4, 5, requires_grad=True)
+        regions = torch.randn(4, 6, 5, requires_grad=True)
+        for loss, leaf in (
+            (pair_contrastive(x, torch.randn(4, 5))[0], x),
+            (word_contrastive(regions, torch.randn(4, 3, 5))[0], regions),
+        ):
+            (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+            with pytest.raises(RuntimeError, match="not differentiable|differentiable once|second"):
+                gradient.square().sum().backward()

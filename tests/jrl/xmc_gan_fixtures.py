@@ -74,9 +74,7 @@ def fit(
         plugins=[AtomicCheckpointIO()],
         **trainer,
     )
-    trained.fit(
-        module, module_data, ckpt_path=str(run / "checkpoints" / "last.ckpt") if resume else None
-    )
+    trained.fit(module, module_data, ckpt_path=str(run / "checkpoints" / "last.ckpt") if resume else None)
     return module
 
 

@@ -19,10 +19,8 @@ from jrl.objectives.generation import (
     word_contrastive,
 )
 from jrl.systems.base import OptimizerSpec, System, Turn
+from jrl.systems.xmc_gan.checks import CONTRASTIVE, check_options, check_parts
 from jrl.systems.xmc_gan.networks import Discriminator, Generator, Judgement
-
-CONTRASTIVE = ("sentence", "word", "image", "image_pretrained")
-SENTENCE_POOLING = ("code", "mean", "encoder")
 
 
 class XMCGAN(System):
@@ -56,6 +54,8 @@ class XMCGAN(System):
             "encoder" (the text encoder's own vector).
         discriminator_steps: steps of the discriminator for one of the generator.
         discriminator_lr_factor: its learning rate as a multiple of the generator's.
+        gradient_penalty: γ of R1, γ/2 · mean of |dD(x, s)/dx|² at the real pictures (Mescheder et al. 2018), which XMC-GAN does
+            without; it costs one more pass of them.
         average_decay: of the generator's moving average.
         image_mean, image_std: what the image encoder expects its pictures to be normalised with.
         backend: of the contrastive ops.
@@ -79,59 +79,24 @@ class XMCGAN(System):
         sentence_pooling: str = "code",
         discriminator_steps: int = 2,
         discriminator_lr_factor: float = 4.0,
+        gradient_penalty: float = 0.0,
         average_decay: float = 0.999,
         image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
         image_std: tuple[float, float, float] = (0.5, 0.5, 0.5),
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        for name, value, kind in (
-            ("generator", generator, Generator),
-            ("discriminator", discriminator, Discriminator),
-            ("text_encoder", text_encoder, TextEncoder),
-            ("image_encoder", image_encoder, (ImageEncoder, type(None))),
-        ):
-            if not isinstance(value, kind):
-                expected = "ImageEncoder or None" if isinstance(kind, tuple) else kind.__name__
-                raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
-        for name in ("image_size", "text_dim"):
-            ours, theirs = generator.config[name], discriminator.config[name]
-            if ours != theirs:
-                raise ValueError(f"discriminator: expected the generator's {name} {ours}, got {theirs}")
-        if generator.config["text_dim"] != text_encoder.width:
-            raise ValueError(
-                f"generator: expected text_dim {text_encoder.width}, the text encoder's width, "
-                f"got {generator.config['text_dim']}"
-            )
-        if losses is None:
-            losses = {
-                name: 1.0 for name in CONTRASTIVE if name != "image_pretrained" or image_encoder is not None
-            }
-        unknown = sorted(set(losses) - set(CONTRASTIVE))
-        if unknown:
-            raise ValueError(f"losses: expected some of {', '.join(CONTRASTIVE)}, got {', '.join(unknown)}")
-        if any(not weight >= 0 for weight in losses.values()):
-            raise ValueError(f"losses: expected weights of 0 or more, got {dict(losses)}")
-        if losses.get("image_pretrained", 0) > 0 and image_encoder is None:
-            raise ValueError("losses: 'image_pretrained' needs an image_encoder")
-        if directions not in ("both", "one"):
-            raise ValueError(f"directions: expected 'both' or 'one', got {directions!r}")
-        if sentence_pooling not in SENTENCE_POOLING:
-            raise ValueError(
-                f"sentence_pooling: expected one of {', '.join(SENTENCE_POOLING)}, got {sentence_pooling!r}"
-            )
-        if discriminator_steps < 1:
-            raise ValueError(f"discriminator_steps: expected at least 1, got {discriminator_steps}")
-        if not discriminator_lr_factor > 0:
-            raise ValueError(
-                f"discriminator_lr_factor: expected a positive number, got {discriminator_lr_factor}"
-            )
-        if not 0 <= average_decay < 1:
-            raise ValueError(f"average_decay: expected a value in [0, 1), got {average_decay}")
-        if not temperature > 0 or not word_scale > 0:
-            raise ValueError(
-                f"temperature, word_scale: expected positive numbers, got {temperature}, {word_scale}"
-            )
+        losses = check_parts(generator, discriminator, text_encoder, image_encoder, losses)
+        check_options(
+            directions=directions,
+            sentence_pooling=sentence_pooling,
+            discriminator_steps=discriminator_steps,
+            discriminator_lr_factor=discriminator_lr_factor,
+            gradient_penalty=gradient_penalty,
+            average_decay=average_decay,
+            temperature=temperature,
+            word_scale=word_scale,
+        )
         self.generator, self.discriminator = generator, discriminator
         self.average = copy.deepcopy(generator).requires_grad_(False).eval()
         self.text_encoder = text_encoder.requires_grad_(False).eval()
@@ -140,7 +105,7 @@ class XMCGAN(System):
         self.temperature, self.word_scale = temperature, word_scale
         self.directions, self.sentence_pooling = directions, sentence_pooling
         self.discriminator_steps, self.average_decay = discriminator_steps, average_decay
-        self.discriminator_lr_factor = discriminator_lr_factor
+        self.discriminator_lr_factor, self.gradient_penalty = discriminator_lr_factor, gradient_penalty
         self.image_mean, self.image_std, self.backend = tuple(image_mean), tuple(image_std), backend
 
     def train(self, mode: bool = True) -> XMCGAN:
@@ -192,10 +157,10 @@ class XMCGAN(System):
                 `text_features` [B, E].
 
         Returns:
-            Of the discriminator "hinge_discriminator", "real_sentence", "real_word"; of the generator "hinge_generator",
-            "fake_sentence", "fake_word", "image", "image_pretrained", all weighted; those of weight 0 are left out, and the
-            generator's where only the discriminator trains. Statistics: contrastive accuracies, mean logits, and how much the
-            generated pictures differ from each other.
+            Of the discriminator "hinge_discriminator", "gradient_penalty", "real_sentence", "real_word"; of the generator
+            "hinge_generator", "fake_sentence", "fake_word", "image", "image_pretrained", all weighted; those of weight 0 are
+            left out, and the generator's where only the discriminator trains. Statistics: contrastive accuracies, mean logits,
+            and how much the generated and the real pictures differ among themselves.
 
         Raises:
             ValueError: as many texts as pictures were expected.
@@ -217,6 +182,8 @@ class XMCGAN(System):
             "spread": _spread(fake.detach()),
             "spread_real": _spread(real),
         }
+        if self.gradient_penalty and torch.is_grad_enabled():
+            losses["gradient_penalty"] = self.gradient_penalty / 2 * self._squared_gradient(real, sentence)
         self._add_texts("real", ours, words, mask, losses, plots)
         if fake.requires_grad or not torch.is_grad_enabled():
             losses["hinge_generator"] = hinge_generator(theirs.logits.float())
@@ -233,10 +200,11 @@ class XMCGAN(System):
         on = [name for name in CONTRASTIVE if self.weights[name]]
         texts = [name for name in ("sentence", "word") if name in on]
         images = [name for name in ("image", "image_pretrained") if name in on]
+        penalty = ["gradient_penalty"] if self.gradient_penalty else []
         return [
             OptimizerSpec(
                 self.discriminator.parameters(),
-                ("hinge_discriminator", *(f"real_{name}" for name in texts)),
+                ("hinge_discriminator", *penalty, *(f"real_{name}" for name in texts)),
                 lr_factor=self.discriminator_lr_factor,
                 weight_decay=0.0,
             ),
@@ -336,6 +304,7 @@ class XMCGAN(System):
             "sentence_pooling": self.sentence_pooling,
             "discriminator_steps": self.discriminator_steps,
             "discriminator_lr_factor": self.discriminator_lr_factor,
+            "gradient_penalty": self.gradient_penalty,
             "average_decay": self.average_decay,
             "image_mean": list(self.image_mean),
             "image_std": list(self.image_std),
@@ -361,6 +330,14 @@ class XMCGAN(System):
             raise ValueError(f"config: has no {error.args[0]!r}") from error
         except TypeError as error:
             raise ValueError(f"config: {error}") from error
+
+    def _squared_gradient(self, real: Tensor, sentence: Tensor) -> Tensor:
+        # of the logit alone, which is made of layers that can be differentiated twice; in full precision, as it is squared
+        with torch.autocast(real.device.type, enabled=False):
+            pictures = real.detach().float().requires_grad_()
+            logits = self.discriminator(pictures, sentence.float()).logits
+            (gradient,) = torch.autograd.grad(logits.sum(), pictures, create_graph=True)
+            return gradient.square().sum(dim=(1, 2, 3)).mean()
 
     def _pairs(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return pair_contrastive(
