@@ -354,17 +354,22 @@ def test_two_processes_train_together(tmp_path: Path, config: Config) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_shipped_configs_name_what_exists(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shipped_configs_name_what_exists(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the largest networks need not be orthogonal to be built
+    monkeypatch.setattr(torch.nn.init, "orthogonal_", lambda weight: weight)
     with pytest.raises(SystemExit) as caught:
         main(["fit", "--config", str(path), "--print_config"])
     assert caught.value.code == 0
     values = yaml.safe_load(capsys.readouterr().out)
     size = 0
-    for name in ("image_encoder", "text_encoder"):
-        part = values["model"]["system"]["init_args"][name]
-        module, _, kind = part["class_path"].rpartition(".")
-        encoder = getattr(importlib.import_module(module), kind)(**part["init_args"])
-        size += len(list(encoder.parameters()))
+    for part in values["model"]["system"]["init_args"].values():
+        # an encoder out of another run is named by its folder
+        if isinstance(part, dict) and "class_path" in part and not isinstance(part["init_args"].get("model"), str):
+            module, _, kind = part["class_path"].rpartition(".")
+            built = getattr(importlib.import_module(module), kind)(**part["init_args"])
+            size += len(list(built.parameters()))
     assert size > 20
 
 

@@ -35,6 +35,13 @@ class TestLosses:
         assert loss.item() == pytest.approx(20.6409361870, rel=1e-9)
         assert stats["accuracy"].item() == 0.25
 
+    def test_sentence_loss_of_attngan(self) -> None:
+        """AttnGAN's `sent_loss`, its two directions: the same cosines over γ3 = 10."""
+        x, y = det(4, 6, a=0.37), det(4, 6, a=0.53)
+        for first, second, value in ((x, y, 9.5748881645), (y, x, 11.0660480225)):
+            loss, _ = pair_contrastive(first, second, directions="one", backend="reference")
+            assert loss.item() == pytest.approx(value, rel=1e-9)
+
     def test_hinge(self) -> None:
         real, fake = 2 * det(4, 1, a=0.37), 2 * det(4, 1, a=0.53)
         assert hinge_discriminator(real, fake).item() == pytest.approx(2.6845147441, rel=1e-9)

@@ -316,5 +316,5 @@ class TestGradientPenalty:
             (word_contrastive(regions, torch.randn(4, 3, 5))[0], regions),
         ):
             (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
-            with pytest.raises(RuntimeError, match="not differentiable|differentiable once|second"):
+            with pytest.raises(NotImplementedError, match="its fused backward has no derivative"):
                 gradient.square().sum().backward()
