@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -100,6 +101,7 @@ class SystemModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimisers that the system declares, each with its schedule."""
         self._specs = self.system.optimization()
+        self._check_strategy()
         total = self._total_steps()
         warmup = int(self.warmup) if self.warmup >= 1 else math.floor(self.warmup * total)
         optimizers, schedulers = [], []
@@ -161,11 +163,13 @@ class SystemModule(lightning.LightningModule):
                     names = _losses_of(self._specs[place], losses)
                     optimizers[place].zero_grad()
                     # `inputs`: the gradients of one optimiser's losses stay out of another's parameters
-                    self.manual_backward(
-                        torch.stack([losses[name].float() for name in names]).sum(),
-                        inputs=self._trained(place),
-                        retain_graph=place != turn.optimizers[-1],
-                    )
+                    with self._without_reducer():
+                        self.manual_backward(
+                            torch.stack([losses[name].float() for name in names]).sum(),
+                            inputs=self._trained(place),
+                            retain_graph=place != turn.optimizers[-1],
+                        )
+                    self._average_gradients(place)
                     all_losses.update({name: losses[name].detach() for name in names})
             for place in turn.optimizers:
                 optimizers[place].step()
@@ -175,6 +179,22 @@ class SystemModule(lightning.LightningModule):
         for scheduler in schedulers:
             scheduler.step()
         return all_losses, all_plots, torch.stack([loss.float() for loss in all_losses.values()]).sum()
+
+    def _without_reducer(self) -> AbstractContextManager[Any]:
+        """DDP's reducer waits for every parameter in every backward, where a turn has gradients for some."""
+        no_sync = getattr(self.trainer.model, "no_sync", None)
+        return nullcontext() if no_sync is None else no_sync()  # type: ignore[operator]
+
+    def _average_gradients(self, place: int) -> None:
+        ranks = self.trainer.world_size
+        if ranks == 1:
+            return
+        gradients = [p.grad for p in self._trained(place) if p.grad is not None]
+        together = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.distributed.all_reduce(together)
+        parts = (together / ranks).split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def _trained(self, place: int) -> list[torch.nn.Parameter]:
         groups = self.trainer.optimizers[place].param_groups
@@ -252,6 +272,14 @@ class SystemModule(lightning.LightningModule):
             self.log("val/bound", sum(bounds) / len(bounds), prog_bar=True)
         if scores and not self.trainer.testing:
             self.log("val/mean_recall", sum(scores) / len(scores), prog_bar=True)
+
+    def _check_strategy(self) -> None:
+        strategy = self.trainer.strategy
+        if len(self._specs) > 1 and not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
+            raise ValueError(
+                f"strategy: {type(self.system).__name__} has {len(self._specs)} optimisers, which train on one device or with "
+                f"'ddp', got {type(strategy).__name__}"
+            )
 
     def _set_memory_format(self, batch: dict[str, Any]) -> None:
         if self.channels_last:

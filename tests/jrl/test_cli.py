@@ -366,7 +366,11 @@ def test_shipped_configs_name_what_exists(
     size = 0
     for part in values["model"]["system"]["init_args"].values():
         # an encoder out of another run is named by its folder
-        if isinstance(part, dict) and "class_path" in part and not isinstance(part["init_args"].get("model"), str):
+        if (
+            isinstance(part, dict)
+            and "class_path" in part
+            and not isinstance(part["init_args"].get("model"), str)
+        ):
             module, _, kind = part["class_path"].rpartition(".")
             built = getattr(importlib.import_module(module), kind)(**part["init_args"])
             size += len(list(built.parameters()))

@@ -1,0 +1,57 @@
+"""XMC-GAN trains: its pictures take the colours that their texts name, and a resumed run is the uninterrupted one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jrl.training.drawing import draw
+
+from .conftest import COLOURS
+from .xmc_gan_fixtures import AtBatch, build, data, fit
+
+
+def stop(system: Any) -> None:
+    raise RuntimeError("pulled the plug")
+
+
+def test_resume_reproduces(pictures: Path, tmp_path: Path) -> None:
+    """Both networks, their spectral vectors and statistics, the average, both optimisers: all of it is in the checkpoint."""
+    whole = fit(tmp_path / "whole", build(), data(pictures), epochs=3)
+    cut = tmp_path / "cut"
+    with pytest.raises(RuntimeError, match="pulled the plug"):
+        fit(cut, build(), data(pictures), epochs=3, callbacks=[AtBatch(9, stop)])
+    resumed = fit(cut, build(seed=5), data(pictures), epochs=3, resume=True)
+    expected, found = whole.system.state_dict(), resumed.system.state_dict()
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    begun = build().state_dict()
+    for name in (
+        "generator.start.weight",
+        "average.start.weight",
+        "discriminator.sentence.parametrizations.weight.0._u",
+    ):
+        assert not torch.equal(found[name], begun[name])
+
+
+def test_learns_colours(pictures: Path, tmp_path: Path) -> None:
+    """Of 96 pictures more than twice as many as by chance, one in six, are nearest to the colour of their text."""
+    system = build(average_decay=0.9, discriminator_lr_factor=2.0, discriminator_steps=1)
+    given = data(pictures, batch_size=24)
+    fit(tmp_path, system, given, epochs=60, lr=2e-3)
+    texts = [
+        f"a large {colour} {shape}" for colour in COLOURS for shape in ("circle", "square", "bar", "frame")
+    ]
+    assert given.tokenizer is not None
+    drawn = draw(system, given.tokenizer, texts, max_length=16, count=4)
+    # what a picture has beside its white background has the colour's direction
+    tint = (1 - drawn).mean(dim=(-1, -2))
+    palette = 1 - torch.tensor(list(COLOURS.values())) / 255
+    nearest = torch.nn.functional.cosine_similarity(tint[:, :, None], palette, dim=-1).argmax(-1)
+    truth = torch.arange(len(COLOURS)).repeat_interleave(4)[:, None]
+    accuracy = (nearest == truth).float().mean().item()
+    assert accuracy > 1 / 3, accuracy
