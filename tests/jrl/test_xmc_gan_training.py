@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback
 
 from jrl.training.drawing import draw
 
@@ -36,6 +38,39 @@ def test_resume_reproduces(pictures: Path, tmp_path: Path) -> None:
         "discriminator.sentence.parametrizations.weight.0._u",
     ):
         assert not torch.equal(found[name], begun[name])
+
+
+class KeepOfRank(Callback):
+    """Writes what each rank has in the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        torch.save(
+            {name: p.detach().clone() for name, p in pl_module.system.named_parameters()},
+            self.folder / f"{trainer.global_rank}.pt",
+        )
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+def test_two_ranks_keep_the_same_weights(pictures: Path, tmp_path: Path) -> None:
+    """Gradients of both optimisers are averaged, in the shared pass too: ranks with other batches end with the same weights."""
+    system = build()
+    begun = {name: p.clone() for name, p in system.named_parameters()}
+    fit(
+        tmp_path, system, data(pictures), epochs=1, devices=2, strategy="ddp_spawn",
+        callbacks=[KeepOfRank(tmp_path)],
+    )  # fmt: skip
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    for name in (
+        "generator.start.weight",
+        "average.start.weight",
+        "discriminator.logit.parametrizations.weight.original",
+    ):
+        assert not torch.equal(first[name], begun[name])
 
 
 def test_learns_colours(pictures: Path, tmp_path: Path) -> None:

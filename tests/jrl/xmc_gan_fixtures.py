@@ -65,7 +65,7 @@ def fit(
     trained = lightning.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
-        devices=1,
+        devices=trainer.pop("devices", 1),
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
