@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from jrl.data.images import ImageTransform, load_image
 from jrl.data.sample import ImageSource
 from jrl.evaluation.generation import frechet_inception_distance, inception_score
+from jrl.evaluation.object_accuracy import named_objects, object_accuracy
 from jrl.evaluation.r_precision import r_precision
+from jrl.generation.detector import Detector
 from jrl.generation.independence import check_independent
 from jrl.systems import XMCGAN
 from jrl.training.run import Run
@@ -38,10 +40,12 @@ class Judges:
         network: in evaluation mode, from pictures [B, 3, H, W] in [0, 1] to features [B, F], or to a pair of features and
             logits [B, classes]: the Frechet distance, and the inception score with logits.
         encoder: a run that no part of the generator was trained with: R-precision.
+        detector: semantic object accuracy, over the texts that name what it knows.
     """
 
     network: nn.Module | None = None
     encoder: Run | None = None
+    detector: Detector | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Scores:
         r_precision: share of the pictures whose own text comes first among `candidates`.
         mean_rank: of the own text, from 1.
         candidates: of R-precision.
+        soa_c: share of the pictures in which a class that the text names is found, averaged over the classes.
+        soa_i: the same over all pairs of a picture and a class that its text names.
     """
 
     pictures: int
@@ -65,6 +71,8 @@ class Scores:
     r_precision: float | None = None
     mean_rank: float | None = None
     candidates: int | None = None
+    soa_c: float | None = None
+    soa_i: float | None = None
 
 
 @dataclass
@@ -76,12 +84,14 @@ class Seen:
         features: [N, F].
         logits: [N, classes].
         vectors: [N, D] of the encoder.
+        found: [N, C] bool of the detector.
     """
 
     pictures: int = 0
     features: Tensor | None = None
     logits: Tensor | None = None
     vectors: Tensor | None = None
+    found: Tensor | None = None
 
 
 @dataclass
@@ -89,6 +99,7 @@ class _Rows:
     features: list[Tensor] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
     vectors: list[Tensor] = field(default_factory=list)
+    found: list[Tensor] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -149,13 +160,15 @@ def look(pictures: Iterable[Tensor], judges: Judges, device: str | torch.device 
     Args:
         pictures: uint8 [B, 3, H, W] each.
         judges: who looks.
-        device: of the pictures that the network gets.
+        device: of the pictures that network and detector get.
 
     Raises:
-        TypeError: the network returns something else than features, or features and logits.
-        ValueError: the network is in training mode.
+        TypeError: the network returns something else than features, or features and logits; the detector something else than
+            scores.
+        ValueError: the network or the detector is in training mode.
     """
-    _check_at_rest(judges.network)
+    _check_at_rest(judges.network, "network")
+    _check_at_rest(judges.detector, "detector")
     rows, seen = _Rows(), Seen()
     for some in pictures:
         seen.pictures += len(some)
@@ -167,6 +180,11 @@ def look(pictures: Iterable[Tensor], judges: Judges, device: str | torch.device 
         if judges.encoder is not None:
             images = [(f"picture {place}", _picture(one)) for place, one in enumerate(some)]
             rows.vectors.append(judges.encoder.encode_images(images)[0])
+        if judges.detector is not None:
+            scores = judges.detector(some.to(device).float() / 255)
+            if scores.shape != (expected := (len(some), len(judges.detector.classes))):
+                raise TypeError(f"detector: expected scores {list(expected)}, got {list(scores.shape)}")
+            rows.found.append((scores >= judges.detector.threshold).cpu())
     for name, found in vars(rows).items():
         setattr(seen, name, torch.cat(found) if found else None)
     return seen
@@ -204,6 +222,12 @@ def judge(
         vectors = judges.encoder.encode_texts(texts)
         found = r_precision(seen.vectors, vectors, texts, candidates=candidates, seed=seed)
         values |= {"r_precision": found.precision, "mean_rank": found.mean_rank, "candidates": candidates}
+    if seen.found is not None:
+        assert judges.detector is not None
+        classes = judges.detector.classes
+        names = [one.name for one in classes]
+        accuracy = object_accuracy(seen.found, named_objects(texts, classes), names)
+        values |= {"soa_c": accuracy.soa_c, "soa_i": accuracy.soa_i}
     return Scores(seen.pictures, **values)  # type: ignore[arg-type]
 
 
@@ -244,6 +268,8 @@ def evaluate_generation(
         check_independent(system, judges.network, "network")
     if judges.encoder is not None:
         check_independent(system, judges.encoder.system, "encoder")
+    if isinstance(judges.detector, nn.Module):
+        check_independent(system, judges.detector, "detector")
     texts = [pair.text for pair in pairs]
     if reference is None and judges.network is not None:
         only = Judges(network=judges.network)
@@ -280,10 +306,11 @@ def _features(network: nn.Module, pictures: Tensor) -> tuple[Tensor, Tensor | No
     return features.float().cpu(), None if logits is None else logits.float().cpu()
 
 
-def _check_at_rest(network: nn.Module | None) -> None:
+def _check_at_rest(judge: object, argument: str) -> None:
     kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-    if network is not None and any(part.training for part in network.modules() if isinstance(part, kinds)):
-        raise ValueError("network: expected evaluation mode, got training mode; call network.eval()")
+    parts = judge.modules() if isinstance(judge, nn.Module) else ()
+    if any(part.training for part in parts if isinstance(part, kinds)):
+        raise ValueError(f"{argument}: expected evaluation mode, got training mode; call {argument}.eval()")
 
 
 def _picture(pixels: Tensor) -> PIL.Image.Image:
