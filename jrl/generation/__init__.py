@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jrl.generation.classifier import CLASSES, SceneClassifier
+from jrl.generation.detector import ClassifierDetector, Detector, HeadDetector
 from jrl.generation.evaluate import (
     Judges,
     Pair,
@@ -21,7 +22,10 @@ from jrl.generation.recipe import Recognition, train_scene_classifier
 
 __all__ = [
     "CLASSES",
+    "ClassifierDetector",
+    "Detector",
     "FeatureNetwork",
+    "HeadDetector",
     "Judges",
     "Pair",
     "Recognition",

@@ -65,41 +65,50 @@ def ablation(
     if not folders:
         raise ValueError("runs: expected at least one, got none")
     path, protocol = Path(out) / RESULT, settings.protocol()
-    known = _kept(path, protocol)
+    values = _kept(path, protocol)
+    known = values["scores"]
     session: Session | None = None
-    kept: dict[str, Any] = {}
+    weights = {folder: digest(folder) for folder in folders}
     for folder, variant in folders.items():
-        weights = digest(folder)
-        if weights not in known:
-            session = session or Session(folder, settings, say)
-            known[weights] = asdict(session.score(folder))
-        kept[folder] = {"variant": variant, "weights": weights, "scores": known[weights]}
-        say(f"{variant}, {folder}: {_line(known[weights])}")
-        _write(path, {"settings": protocol, "runs": kept})
+        if weights[folder] not in known:
+            if session is None:
+                session = Session(folder, settings, say)
+                if values.setdefault("texts", session.texts) != session.texts:
+                    raise ValueError(
+                        f"{path}: holds scores of other texts than those of {folder}; name another folder"
+                    )
+            known[weights[folder]] = asdict(session.score(folder))
+            _write(path, values)
+        say(f"{variant}, {folder}: {_line(known[weights[folder]])}")
     found = {
-        variant: spreads([Scores(**kept[str(folder)]["scores"]) for folder in several])
+        variant: spreads([Scores(**known[weights[str(folder)]]) for folder in several])
         for variant, several in runs.items()
     }
-    summary = {
-        variant: {name: asdict(spread) for name, spread in scores.items()}
-        for variant, scores in found.items()
+    values["runs"] = {
+        folder: {"variant": variant, "weights": weights[folder]} for folder, variant in folders.items()
     }
-    values = {"settings": protocol, "runs": kept, "variants": summary}
+    values["variants"] = {
+        variant: {name: asdict(spread) for name, spread in several.items()}
+        for variant, several in found.items()
+    }
     _write(path, values)
     return found, values
 
 
-def _kept(path: Path, protocol: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Scores by the weights that they are of."""
+def _kept(path: Path, protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier call wrote: "scores" by the weights that they are of."""
     if not path.is_file():
-        return {}
+        return {"settings": dict(protocol), "scores": {}}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values["settings"] != protocol:
-            raise ValueError(f"{path}: holds scores under other settings; name another folder with --out")
-        return {entry["weights"]: entry["scores"] for entry in values["runs"].values()}
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        same = values["settings"] == protocol
+        for scores in values["scores"].values():
+            Scores(**scores)
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a result of this command: {error!r}") from error
+    if not same:
+        raise ValueError(f"{path}: holds scores under other settings; name another folder with --out")
+    return values
 
 
 def _line(scores: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from jrl.evaluation.rankings import Estimate, Standing
@@ -84,11 +84,6 @@ def rankings_table(standings: Mapping[str, Mapping[str, Standing]]) -> str:
             cells = _estimate(one.first, 100, 1), _estimate(one.mean_rank, 1, 2)
             lines.append(f"| {criterion} | {system} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def to_json(scores: Scores) -> dict[str, float | int | None]:
-    """All of them by their names."""
-    return asdict(scores)
 
 
 def _heading(first: str, names: Sequence[str]) -> list[str]:

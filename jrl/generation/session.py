@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,7 @@ class Session:
         self.judges = Judges(network, encoder, detector)
         self.pairs, self.others = self._pairs(first)
         say(f"looking at {len(self.pairs)} real pictures")
-        self.reference = self._look(self.pairs)
+        self.reference = self._look(self.pairs, self.judges)
 
     def score(self, folder: str | Path) -> Scores:
         """Judge one run.
@@ -118,9 +119,7 @@ class Session:
             raise ValueError(
                 f"{folder}: generates {picture_size(run)} pixels a side, the first run {self.size}"
             )
-        if [(pair.name, pair.text) for pair in self._pairs(folder)[0]] != [
-            (pair.name, pair.text) for pair in self.pairs
-        ]:
+        if _names(self._pairs(folder)[0]) != _names(self.pairs):
             raise ValueError(f"{folder}: its data are others than the first run's, so that the texts differ")
         self.say(f"judging {folder}")
         return evaluate_generation(
@@ -136,7 +135,8 @@ class Session:
 
     def real(self) -> Scores:
         """The real pictures of the texts, as if they were generated; their distance is to as many other real ones."""
-        other = self._look(self.others) if len(self.others) == len(self.pairs) else None
+        enough = len(self.others) == len(self.pairs)
+        other = self._look(self.others, Judges(network=self.judges.network)) if enough else None
         return judge(
             self.reference,
             other,
@@ -147,9 +147,14 @@ class Session:
             seed=self.settings.seed,
         )
 
-    def _look(self, pairs: list[Pair]) -> Seen:
+    @property
+    def texts(self) -> str:
+        """A digest of the texts and of the names of their pictures."""
+        return hashlib.sha256(json.dumps(_names(self.pairs)).encode()).hexdigest()
+
+    def _look(self, pairs: list[Pair], judges: Judges) -> Seen:
         pictures = real_pictures(pairs, self.size, self.settings.batch_size)
-        return look(pictures, self.judges, self.settings.device)
+        return look(pictures, judges, self.settings.device)
 
     def _load(self, folder: str | Path) -> Run:
         return Run.load(folder, device=self.settings.device, allow_pickle=self.settings.allow_pickle)
@@ -166,9 +171,18 @@ def digest(path: str | Path) -> str:
         FileNotFoundError: there are none.
     """
     path = Path(path)
-    places = [path / "model" / "model.safetensors", path / "model.safetensors", path]
-    for place in (*places[:2], path / "model" / "pytorch_model.bin", path):
+    names = (
+        "model/model.safetensors",
+        "model.safetensors",
+        "model/pytorch_model.bin",
+        "pytorch_model.bin",
+        ".",
+    )
+    for place in (path / name for name in names):
         if place.is_file():
-            with open(place, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.sha256(place.read_bytes()).hexdigest()
     raise FileNotFoundError(f"{path}: no weights")
+
+
+def _names(pairs: list[Pair]) -> list[tuple[str, str]]:
+    return [(pair.name, pair.text) for pair in pairs]

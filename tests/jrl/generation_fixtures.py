@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ import torch
 from jrl.data.images import ImageTransform
 from jrl.data.sample import Sample
 from jrl.data.scenes import read_scenes
-from jrl.data.tokenizer import train_tokenizer
+from jrl.data.tokenizer import save_tokenizer, train_tokenizer
 from jrl.encoders import ImageEncoder, TextEncoder
 from jrl.systems import CLIP
 from jrl.systems.xmc_gan import XMCGAN, Discriminator, Generator
@@ -51,3 +53,22 @@ def encoding_run(seed: int = 1, text: TextEncoder | None = None, image: ImageEnc
     torch.manual_seed(seed)
     system = CLIP(image or ImageEncoder(VIT), text or TextEncoder(BERT), projection_dim=8)
     return Run(system.eval(), _tokenizer(), ImageTransform(32), 48)
+
+
+def save_run(folder: Path, run: Run, **data: Any) -> Path:
+    """The run as `jrl fit` would leave it, on a few generated scenes; `data` replaces keys of its configuration."""
+    model = folder / "model"
+    run.system.save_pretrained(model)
+    save_tokenizer(run.tokenizer, model / "tokenizer")
+    transform = run.transform
+    values = {
+        "image_size": transform.size,
+        "mean": transform.mean.flatten().tolist(),
+        "std": transform.std.flatten().tolist(),
+        "max_length": run.max_length,
+    }
+    (model / "preprocessing.json").write_text(json.dumps(values))
+    options = {"train": 4, "val": 2, "test": 2, "test_compositional": 2, "size": 32, "languages": ["en"]}
+    config = {"data": {"dataset": "scenes", "options": options, "image_size": 32, **data}}
+    (folder / "config.yaml").write_text(json.dumps(config))  # YAML too
+    return folder
