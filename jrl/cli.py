@@ -9,6 +9,7 @@ from pathlib import Path
 
 TRAINING = ("fit", "validate", "test")
 OTHERS = ("retrieve", "embed", "generate", "probe", "ground", "ablate", "demo")
+GENERATION = ("generation-report", "generation-ablation", "scene-classifier", "human-rankings")
 USAGE = """usage: jrl COMMAND [options]
 
   fit       train a system:         jrl fit --config configs/clip_emoji.yaml
@@ -20,6 +21,10 @@ USAGE = """usage: jrl COMMAND [options]
   probe     test the encoder:       jrl probe --run RUN --tasks classification,segmentation
   ground    find phrases by words:  jrl ground --run RUN --image FILE --caption "a red flag"
   ablate    compare variants:       jrl ablate --out runs/ablation
+  generation-report    judge a generator:  jrl generation-report --run RUN --features DIR --encoder RUN
+  generation-ablation  compare generators: jrl generation-ablation --run full=RUN --run none=RUN ...
+  scene-classifier     train its judge:    jrl scene-classifier --out runs/scene_classifier
+  human-rankings       sum up annotators:  jrl human-rankings --file FILE.csv --out DIR
   demo      train on colour emoji:  jrl demo --out runs/demo
 
 `jrl COMMAND --help` lists the options; --traceback shows where an error came from.
@@ -78,7 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             from jrl.demo import main as demo
 
             return int(demo(rest) or 0)
-        raise ValueError(f"command: expected one of {', '.join((*TRAINING, *OTHERS))}, got {command!r}")
+        if command in GENERATION:
+            from jrl.generation.command import main as generation
+
+            return generation(command, rest)
+        known = (*TRAINING, *OTHERS, *GENERATION)
+        raise ValueError(f"command: expected one of {', '.join(known)}, got {command!r}")
     except KeyboardInterrupt:
         print("jrl: interrupted", file=sys.stderr)
         return 130

@@ -24,10 +24,13 @@ class GridTokens:
     Attributes:
         tokens: [B, R, W], row by row; class and register tokens are left out.
         grid: rows and columns, whose product is R.
+        shift: rows and columns, in locations, by which the centre of what each location sees lies beyond the middle of its
+            share of the picture; (0, 0) unless it was asked for.
     """
 
     tokens: Tensor
     grid: tuple[int, int]
+    shift: tuple[float, float] = (0.0, 0.0)
 
     def pooled(self, factor: int) -> GridTokens:
         """Means over squares of factor × factor locations; those at the edges may hold fewer.
@@ -41,7 +44,8 @@ class GridTokens:
             return self
         map_ = self.tokens.transpose(1, 2).unflatten(2, self.grid)
         map_ = F.avg_pool2d(map_, factor, ceil_mode=True, count_include_pad=False)
-        return GridTokens(map_.flatten(2).transpose(1, 2), (map_.shape[2], map_.shape[3]))
+        shift = (self.shift[0] / factor, self.shift[1] / factor)
+        return GridTokens(map_.flatten(2).transpose(1, 2), (map_.shape[2], map_.shape[3]), shift)
 
 
 def layer_widths(model: nn.Module) -> list[int]:
@@ -77,7 +81,7 @@ def layer_width(model: nn.Module, layer: int, argument: str) -> int:
 
 
 def encode_grids(
-    encoder: ImageEncoder, pixel_values: Tensor, layers: Sequence[int] = (LAST,)
+    encoder: ImageEncoder, pixel_values: Tensor, layers: Sequence[int] = (LAST,), *, locate: bool = False
 ) -> tuple[EncoderOutput, list[GridTokens]]:
     """Encode pictures once and keep what chosen layers say of each location.
 
@@ -85,6 +89,8 @@ def encode_grids(
         encoder: any.
         pixel_values: [B, 3, H, W].
         layers: numbers as in `layer_width`.
+        locate: find the `shift` of each grid: a convolution of odd width and stride 2 sees, at its first place, what lies
+            around the first pixel, not the middle of the first two.
 
     Returns:
         What the encoder returns, and the locations at each of `layers`, all with their gradients.
@@ -92,10 +98,17 @@ def encode_grids(
     Raises:
         TypeError, ValueError: as the encoder; ValueError also for tokens that lie on no grid.
     """
-    with _hidden_states(encoder.model, layers) as found:
+    with _hidden_states(encoder.model, layers) as found, _strides(encoder.model, locate) as strides:
         output = encoder(pixel_values)
     size = pixel_values.shape[2], pixel_values.shape[3]
-    return output, [_on_grid(state, encoder.model, size) for state in found]
+    grids = [_on_grid(state, encoder.model, size) for state in found]
+    if locate:
+        for grid in grids:
+            grid.shift = (
+                _shift([stride[0] for stride in strides], size[0], grid.grid[0]),
+                _shift([stride[1] for stride in strides], size[1], grid.grid[1]),
+            )
+    return output, grids
 
 
 def encode_words(
@@ -143,6 +156,63 @@ def _hidden_states(model: nn.Module, layers: Sequence[int]) -> Iterator[list[Ten
     finally:
         for handle in handles:
             handle.remove()
+
+
+@dataclass(frozen=True)
+class _Stride:
+    """One side of a convolution or pooling that makes maps smaller: out place i sees `before + step * i` at its middle."""
+
+    size: int  # of its input
+    out: int
+    step: int
+    before: float
+
+
+@contextmanager
+def _strides(model: nn.Module, wanted: bool) -> Iterator[list[tuple[_Stride, _Stride]]]:
+    """A list that holds the strided convolutions and poolings of the model, as they were called inside the context."""
+    found: list[tuple[_Stride, _Stride]] = []
+
+    def keep(module: Any, args: tuple[Tensor, ...], output: Any) -> None:
+        sides = []
+        for axis in (0, 1):
+            kernel, step, padding, dilation = (
+                value if isinstance(value, int) else value[axis]
+                for value in (
+                    module.kernel_size,
+                    module.stride,
+                    module.padding,
+                    getattr(module, "dilation", 1),
+                )
+            )
+            middle = dilation * (kernel - 1) / 2 - padding
+            sides.append(_Stride(args[0].shape[axis - 2], output.shape[axis - 2], step, middle))
+        if any(side.step > 1 for side in sides):
+            found.append((sides[0], sides[1]))
+
+    kinds = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+    parts = [part for part in model.modules() if wanted and isinstance(part, kinds)]
+    handles = [part.register_forward_hook(keep) for part in parts]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _shift(strides: Sequence[_Stride], size: int, count: int) -> float:
+    """How far the mean of the `count` centres on a side lies beyond the picture's middle, in count-ths of the side.
+
+    Branches beside each other, as a residual block's, halve the same map and agree on the middle; the first one counts.
+    """
+    first, step, now = 0.5, 1, size
+    for stride in strides:
+        if stride.size == now > count and stride.out >= count:
+            first, step, now = first + step * stride.before, step * stride.step, stride.out
+    if now != count:
+        # no strided convolution or pooling leads there, so nothing is known
+        return 0.0
+    return (first + step * (count - 1) / 2 - size / 2) * count / size
 
 
 def _on_grid(state: Tensor, model: nn.Module, size: tuple[int, int]) -> GridTokens:

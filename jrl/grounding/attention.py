@@ -94,12 +94,14 @@ class WordMaps:
         spans: characters of each token that has some.
         attention: [T, R] float64 of those tokens.
         grid: rows and columns of the regions.
+        shift: of their centres, see `WordRegions`.
     """
 
     caption: str
     spans: tuple[tuple[int, int], ...]
     attention: Tensor
     grid: tuple[int, int]
+    shift: tuple[float, float] = (0.0, 0.0)
 
     def phrase(self, start: int, end: int) -> Tensor | None:
         """[rows, columns]: the most that any token of the characters `start:end` attends; None without a token.
@@ -149,9 +151,8 @@ def attend(
         kept = [i for i, (first, last) in enumerate(spans) if first < last and mask[row, i]]
         if not kept:
             raise ValueError(f"caption: expected words, none is left of {caption!r} after tokenisation")
-        found.append(
-            WordMaps(caption, tuple(spans[i] for i in kept), attention[row, kept].double(), said.grid)
-        )
+        own = attention[row, kept].double()
+        found.append(WordMaps(caption, tuple(spans[i] for i in kept), own, said.grid, said.shift))
     return found
 
 
@@ -166,6 +167,8 @@ def _checked(said: WordRegions, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         raise TypeError(f"word_regions: expected it to return WordRegions, got {type(said).__name__}")
     attention, mask = said.attention.float().cpu(), said.mask.bool().cpu()
     rows, columns = said.grid
+    if not all(abs(by) <= 1 for by in said.shift):
+        raise ValueError(f"word_regions: expected a shift of no more than one region, got {said.shift}")
     expected = [*input_ids.shape, rows * columns]
     if list(attention.shape) != expected or mask.shape != input_ids.shape:
         raise ValueError(

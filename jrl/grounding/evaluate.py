@@ -18,6 +18,8 @@ from jrl.grounding.candidates import anchors, seen_square, to_view
 from jrl.grounding.examples import Example
 from jrl.grounding.scores import (
     BOX_SCORES,
+    MIDDLE,
+    Shift,
     box_scores,
     cell_ranges,
     heat_maps,
@@ -100,6 +102,7 @@ def ground(
     skips = SkipReport()
     sums: dict[str, Tensor] = {}
     constants: dict[str, Tensor] = {}
+    shifts: dict[str, Shift] = {}
     grid, cell = (0, 0), (0, 0)
     phrases = captions = boxes = 0
     for start in range(0, len(examples), _CAPTIONS_AT_ONCE):
@@ -108,15 +111,17 @@ def ground(
         words = [example.caption for example in batch]
         maps = {name: attend(run, system, pictures, words) for name, system in systems.items()}
         if not constants:
-            grid = maps[SYSTEM][0].grid
-            constants, cell = _constants(examples if train is None else train, grid, size)
+            grid, shift = maps[SYSTEM][0].grid, maps[SYSTEM][0].shift
+            constants, cell = _constants(examples if train is None else train, grid, shift, size)
+            # the best constant cell is one of the system's own; the other constants are maps of pixels
+            shifts = {**dict.fromkeys((*systems, CELL), shift), CENTRE: MIDDLE, UNIFORM: MIDDLE}
         for row, example in enumerate(batch):
             cells, kept = _cells({name: found[row] for name, found in maps.items()}, example, skips)
             if not kept:
                 continue
             for name, constant in constants.items():
                 cells[name] = constant.expand(len(kept), -1, -1)
-            scores, ranked = _score(cells, example, kept, windows, size)
+            scores, ranked = _score(cells, shifts, example, kept, windows, size)
             for name, values in scores.items():
                 sums[name] = sums.get(name, 0) + values
             phrases, captions, boxes = phrases + len(kept), captions + 1, boxes + ranked * len(kept)
@@ -146,7 +151,12 @@ def _cells(
 
 
 def _score(
-    pointers: dict[str, Tensor], example: Example, kept: list[int], windows: Tensor, size: int
+    pointers: dict[str, Tensor],
+    shifts: dict[str, Shift],
+    example: Example,
+    kept: list[int],
+    windows: Tensor,
+    size: int,
 ) -> tuple[dict[str, Tensor], int]:
     """METRICS summed over the phrases of a caption, for each pointer, and how many boxes were ranked."""
     boxes = to_view(example.candidates, *example.size, size)
@@ -159,12 +169,15 @@ def _score(
     shown = _shown(example, kept, truths, size)
     found = {}
     for name, cells in pointers.items():
-        heat, tolerance = heat_maps(cells, size), tie_tolerance(cells)
+        shift = shifts[name]
+        heat, tolerance = heat_maps(cells, size, shift), tie_tolerance(cells)
         grid = (cells.shape[1], cells.shape[2])
-        held = torch.stack([inside(cell_ranges(truth, grid, size), grid).any(dim=0) for truth in truths])
+        held = torch.stack(
+            [inside(cell_ranges(truth, grid, size, shift), grid).any(dim=0) for truth in truths]
+        )
         values = [pointing(cells, held), mass_inside(heat, shown)]
         for kind in BOX_SCORES:
-            given = box_scores(cells, heat, boxes, kind)
+            given = box_scores(cells, heat, boxes, kind, shift)
             values += [recall(given, right, k, tolerance) for k in KS]
         found[name] = torch.stack(values).sum(dim=1)
     return found, len(boxes)
@@ -191,14 +204,14 @@ def _shown(example: Example, kept: list[int], truths: list[Tensor], size: int) -
 
 
 def _constants(
-    examples: Sequence[Example], grid: tuple[int, int], size: int
+    examples: Sequence[Example], grid: tuple[int, int], shift: Shift, size: int
 ) -> tuple[dict[str, Tensor], tuple[int, int]]:
     """Maps [rows, columns] that are the same for every picture, and the row and column of the best constant cell."""
     right = torch.zeros(grid)
     for example in examples:
         for phrase in example.phrases:
             truth = to_view(phrase.boxes, *example.size, size)
-            right += inside(cell_ranges(truth, grid, size), grid).any(dim=0)
+            right += inside(cell_ranges(truth, grid, size, shift), grid).any(dim=0)
     best = int(right.argmax())
     one = torch.zeros(grid)
     one.view(-1)[best] = 1

@@ -22,7 +22,7 @@ from jrl.data.images import load_image
 from jrl.grounding.attention import Grounder, WordMaps, attend
 from jrl.grounding.candidates import Box, seen_square, to_view
 from jrl.grounding.examples import Example
-from jrl.grounding.scores import cell_ranges, heat_maps, inside, peaks, pointing
+from jrl.grounding.scores import MIDDLE, Shift, cell_ranges, heat_maps, inside, peaks, pointing
 from jrl.training.files import write_atomically
 from jrl.training.run import Run
 
@@ -65,12 +65,14 @@ class Panel:
         cells: [rows, columns] over the square that the system sees.
         boxes: true ones, in pixels of the picture.
         colour: of the title.
+        shift: of the cells.
     """
 
     title: str
     cells: Tensor
     boxes: tuple[Box, ...] = ()
     colour: str = "black"
+    shift: Shift = MIDDLE
 
 
 @dataclass(frozen=True)
@@ -96,20 +98,25 @@ def words_of(maps: WordMaps, width: int, height: int) -> list[Word]:
         if own is None:
             found.append(Word(match.group(), None, (), 0.0))
             continue
-        points = tuple((left + x * side, top + y * side) for x, y in highest(own))
+        points = tuple((left + x * side, top + y * side) for x, y in highest(own, maps.shift))
         found.append(Word(match.group(), own, points, float(own.max())))
     return found
 
 
-def highest(cells: Tensor) -> list[tuple[float, float]]:
+def highest(cells: Tensor, shift: Shift = MIDDLE) -> list[tuple[float, float]]:
     """(x, y) of the centres of the highest cells of [rows, columns], in shares of the sides."""
     rows, columns = cells.shape
-    return [((x + 0.5) / columns, (y + 0.5) / rows) for y, x in peaks(cells).nonzero().tolist()]
+    return [
+        ((x + 0.5 + shift[1]) / columns, (y + 0.5 + shift[0]) / rows)
+        for y, x in peaks(cells).nonzero().tolist()
+    ]
 
 
 def word_strip(maps: WordMaps, words: Sequence[Word], picture: PIL.Image.Image) -> Strip:
     """A panel for each word that has attention."""
-    panels = [Panel(word.text, word.attention) for word in words if word.attention is not None]
+    panels = [
+        Panel(word.text, word.attention, shift=maps.shift) for word in words if word.attention is not None
+    ]
     return Strip(maps.caption, picture, tuple(panels))
 
 
@@ -131,9 +138,10 @@ def phrase_strips(run: Run, system: Grounder, examples: Sequence[Example]) -> li
             if own is None:
                 continue
             truth = to_view(phrase.boxes, *example.size, size)
-            held = inside(cell_ranges(truth, maps.grid, size), maps.grid).any(dim=0)
+            held = inside(cell_ranges(truth, maps.grid, size, maps.shift), maps.grid).any(dim=0)
             colour = _RIGHT if float(pointing(own, held)) >= 0.5 else _WRONG
-            panels.append(Panel(example.caption[phrase.start : phrase.end], own, phrase.boxes, colour))
+            title = example.caption[phrase.start : phrase.end]
+            panels.append(Panel(title, own, phrase.boxes, colour, maps.shift))
         strips.append(Strip(example.caption, picture, tuple(panels)))
     return strips
 
@@ -196,14 +204,14 @@ def _draw(axes: Axes, picture: PIL.Image.Image, panel: Panel | None) -> None:
     # paler and grey, so that the colours of the heat are not those of the picture
     grey = 0.35 + 0.65 * pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)
     axes.imshow(grey, extent=(0, width, height, 0))
-    heat = heat_maps(panel.cells, _FINE)
+    heat = heat_maps(panel.cells, _FINE, panel.shift)
     strength = (heat / heat.max().clamp(min=1e-12)).numpy()
     colours = colormaps["plasma"](strength)
     colours[..., 3] = 0.85 * strength
     axes.imshow(colours, extent=(left, left + side, top + side, top))
     for x0, y0, x1, y1 in panel.boxes:
         axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=_BOX, linewidth=1.5))
-    for x, y in highest(panel.cells)[:_CROSSES]:
+    for x, y in highest(panel.cells, panel.shift)[:_CROSSES]:
         axes.plot(left + x * side, top + y * side, "x", color="black", markersize=6, markeredgewidth=1.5)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)

@@ -7,41 +7,57 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BOX_SCORES = ("max", "mean")
+# rows and columns by which the centres of cells lie beyond the middles of their tiles, in cells
+Shift = tuple[float, float]
+MIDDLE: Shift = (0.0, 0.0)
 # float32 attention interpolated in float64: values so close are equal up to rounding
 _TIE = 1e-6
 
 
-def heat_maps(cells: Tensor, size: int) -> Tensor:
+def heat_maps(cells: Tensor, size: int, shift: Shift = MIDDLE) -> Tensor:
     """Values at the cells of a grid as pixels, bilinear between the centres of the cells.
 
     Args:
         cells: [..., rows, columns].
         size: S, side of the picture in pixels.
+        shift: of the cells.
 
     Returns:
         [..., S, S] float64.
     """
     flat = cells.double().reshape(-1, 1, *cells.shape[-2:])
-    pixels = F.interpolate(flat, (size, size), mode="bilinear", align_corners=False)
+    # grid_sample takes the grid's edges for -1 and 1
+    y, x = (
+        ((torch.arange(size, dtype=torch.float64) + 0.5) / size - by / count) * 2 - 1
+        for count, by in zip(cells.shape[-2:], shift, strict=True)
+    )
+    at = torch.stack([x.expand(size, size), y[:, None].expand(size, size)], dim=-1)
+    pixels = F.grid_sample(
+        flat, at.expand(len(flat), -1, -1, -1), mode="bilinear", padding_mode="border", align_corners=False
+    )
     return pixels.reshape(*cells.shape[:-2], size, size)
 
 
-def cell_ranges(boxes: Tensor, grid: tuple[int, int], size: int) -> Tensor:
+def cell_ranges(boxes: Tensor, grid: tuple[int, int], size: int, shift: Shift = MIDDLE) -> Tensor:
     """The cells of a grid whose centres lie in each box.
 
     Args:
         boxes: [K, 4] of x0, y0, x1, y1 in pixels.
         grid: rows and columns, spread over the picture.
         size: S, side of the picture in pixels.
+        shift: of the cells.
 
     Returns:
         [K, 4] int64: first row, row after the last, first column, column after the last; where a box holds no
         centre, a first that is no less than the last.
     """
     scale = torch.tensor([grid[1], grid[0]], dtype=torch.float64) / size
+    first = 0.5 + torch.tensor([shift[1], shift[0]], dtype=torch.float64)
     # a rounding error must not move a box off a centre on its edge
-    low = torch.ceil(boxes[:, :2].double() * scale - 0.5 - 1e-9).clamp(min=0)
-    high = torch.minimum(torch.floor(boxes[:, 2:].double() * scale - 0.5 + 1e-9) + 1, (scale * size).round())
+    low = torch.ceil(boxes[:, :2].double() * scale - first - 1e-9).clamp(min=0)
+    high = torch.minimum(
+        torch.floor(boxes[:, 2:].double() * scale - first + 1e-9) + 1, (scale * size).round()
+    )
     return torch.stack([low[:, 1], high[:, 1], low[:, 0], high[:, 0]], dim=1).long()
 
 
@@ -109,7 +125,7 @@ def mass_inside(heat: Tensor, truth: Tensor) -> Tensor:
     return (heat * truth).sum(dim=(-2, -1)) / heat.sum(dim=(-2, -1))
 
 
-def box_scores(cells: Tensor, heat: Tensor, boxes: Tensor, kind: str) -> Tensor:
+def box_scores(cells: Tensor, heat: Tensor, boxes: Tensor, kind: str, shift: Shift = MIDDLE) -> Tensor:
     """What each map gives each box.
 
     "max": the highest value in the box, at its pixels and at the centres of cells in it. "mean": the mean over its pixels
@@ -120,6 +136,7 @@ def box_scores(cells: Tensor, heat: Tensor, boxes: Tensor, kind: str) -> Tensor:
         heat: [N, S, S] of the same maps.
         boxes: [K, 4] of x0, y0, x1, y1 in pixels, each with a part in the picture.
         kind: "max" or "mean".
+        shift: of the cells.
 
     Returns:
         [N, K] float64.
@@ -135,7 +152,7 @@ def box_scores(cells: Tensor, heat: Tensor, boxes: Tensor, kind: str) -> Tensor:
     ranges = pixel_ranges(boxes, size)
     if kind == "max":
         rows, columns = cells.shape[1:]
-        centres = cell_ranges(boxes, (rows, columns), size)
+        centres = cell_ranges(boxes, (rows, columns), size, shift)
         return torch.maximum(_highest(heat, ranges), _highest(cells, centres))
     sums = F.pad(heat.cumsum(dim=1).cumsum(dim=2), (1, 0, 1, 0))
     top, bottom, left, right = ranges.unbind(dim=1)

@@ -222,12 +222,11 @@ class MutualInformation(System):
             Attention [B, T, R], its grid, and the mask [B, T] of real words (special tokens are none).
         """
         pair = self.layers[0]
-        _, (grid,) = encode_grids(self.image_encoder, pixel_values, [pair.image])
+        _, (grid,) = encode_grids(self.image_encoder, pixel_values, [pair.image], locate=True)
         _, (tokens,) = encode_words(self.text_encoder, input_ids, attention_mask, [pair.text])
         grid, words = grid.pooled(pair.image_pool), self._words(input_ids, attention_mask)
-        return WordRegions(
-            self._critic_of(0).attention(grid.tokens, tokens, word_mask=words), grid.grid, words
-        )
+        attention = self._critic_of(0).attention(grid.tokens, tokens, word_mask=words)
+        return WordRegions(attention, grid.grid, words, grid.shift)
 
     @torch.no_grad()
     def critic_scores(

@@ -123,9 +123,7 @@ class CaptionDataModule(lightning.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read the dataset and get the tokenizer; the second call of a run finds them done."""
         if not self._parts:
-            samples = self._read()
-            self.skips.merge(samples.skips)
-            self._parts = self._split(samples)
+            self._parts = self.read_parts()
             self.tokenizer = self._tokenizer()
             self._say(
                 f"{self.dataset}: " + ", ".join(f"{len(part)} {name}" for name, part in self._parts.items())
@@ -204,6 +202,12 @@ class CaptionDataModule(lightning.LightningDataModule):
     def parts(self) -> tuple[str, ...]:
         """Names of the parts of the dataset, once `setup` has read it."""
         return tuple(self._parts)
+
+    def read_parts(self) -> dict[str, list[Sample]]:
+        """The samples of every part by its name, read anew and without a tokenizer."""
+        samples = self._read()
+        self.skips.merge(samples.skips)
+        return self._split(samples)
 
     def samples(self, part: str) -> list[Sample]:
         """The samples of one part.

@@ -65,6 +65,43 @@ def test_grid_of_a_wide_picture() -> None:
     assert grid.grid == (4, 8)
 
 
+@pytest.mark.parametrize(("config", "side"), [(RESNET, 64), (RESNET, 70), (CONVNEXT, 64), (VIT, 64)])
+def test_locations_see_what_lies_around_their_shifted_centres(config: dict[str, Any], side: int) -> None:
+    layers = [0, 1, 2, -1]
+    draws: dict[int, list[float]] = {layer: [] for layer in layers}
+    shifts: dict[int, tuple[int, float]] = {}
+    for seed in range(8 if config is not VIT else 1):
+        torch.manual_seed(seed)
+        encoder = ImageEncoder({**config, "image_size": side} if config is VIT else config).eval()
+        pixels = torch.randn(1, 3, side, side, requires_grad=True)
+        _, grids = encode_grids(encoder, pixels, layers, locate=True)
+        for layer, grid in zip(layers, grids, strict=True):
+            assert grid.shift[0] == grid.shift[1]
+            count, middle = grid.grid[0], grid.grid[0] // 2
+            shifts[layer] = count, (middle + 0.5 + grid.shift[0]) * side / count
+            # attention over patches reaches everything, whatever its place
+            if config is VIT:
+                assert grid.shift == (0.0, 0.0)
+                continue
+            seen = grid.tokens[0, middle * count + middle].square().sum()
+            (gradient,) = torch.autograd.grad(seen, pixels, retain_graph=True)
+            weight = gradient.abs().sum(dim=(0, 1, 2))
+            draws[layer].append(float((weight * (torch.arange(side) + 0.5)).sum() / weight.sum()))
+    for layer, found in draws.items():
+        # the middle of the tile lies 1.5 and 3.5 pixels beside that of a ResNet's location
+        assert not found or sum(found) / len(found) == pytest.approx(shifts[layer][1], abs=0.4)
+    assert all(grid.shift == (0.0, 0.0) for grid in encode_grids(encoder, pixels, layers)[1])
+
+
+def test_a_pooled_grid_keeps_its_centres() -> None:
+    fine = GridTokens(torch.zeros(1, 64, 1), (8, 8), (-0.375, 0.25))
+    coarse = fine.pooled(2)
+    for axis in (0, 1):
+        centres = [(i + 0.5 + fine.shift[axis]) / 8 for i in range(8)]
+        means = [(a + b) / 2 for a, b in zip(centres[::2], centres[1::2], strict=True)]
+        assert [(i + 0.5 + coarse.shift[axis]) / 4 for i in range(4)] == pytest.approx(means)
+
+
 def test_words_of_chosen_layers_and_their_gradients() -> None:
     encoder = TextEncoder(BERT).eval()
     ids = torch.randint(5, 40, (2, 6))

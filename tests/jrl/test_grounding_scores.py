@@ -45,18 +45,25 @@ def bilinear(cells: Tensor, x: float, y: float) -> float:
     return float((1 - b) * upper + b * lower)
 
 
-def test_heat_is_bilinear_between_the_centres_of_the_cells() -> None:
+SHIFTS = ((0.0, 0.0), (-0.4375, 0.25))
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_heat_is_bilinear_between_the_centres_of_the_cells(shift: tuple[float, float]) -> None:
     cells = torch.rand(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    heat = heat_maps(torch.stack([cells, 2 * cells]), 15)
+    heat = heat_maps(torch.stack([cells, 2 * cells]), 15, shift)
     assert heat.shape == (2, 15, 15) and heat.dtype == torch.float64
     for row, column in itertools.product(range(15), range(15)):
-        expected = bilinear(cells, (column + 0.5) * 5 / 15 - 0.5, (row + 0.5) * 3 / 15 - 0.5)
+        x, y = (column + 0.5) * 5 / 15 - 0.5 - shift[1], (row + 0.5) * 3 / 15 - 0.5 - shift[0]
+        expected = bilinear(cells, x, y)
         assert float(heat[0, row, column]) == pytest.approx(expected, abs=1e-12)
     assert torch.allclose(heat[1], 2 * heat[0])
-    assert heat_maps(torch.full((3, 5), 0.25), 16).unique().tolist() == [0.25]
+    flat = heat_maps(torch.full((3, 5), 0.25), 16, shift)
+    torch.testing.assert_close(flat, torch.full_like(flat, 0.25), rtol=0, atol=1e-15)
 
 
-def test_cells_of_a_box_are_those_whose_centres_it_holds() -> None:
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_cells_of_a_box_are_those_whose_centres_it_holds(shift: tuple[float, float]) -> None:
     size = 8
     boxes = torch.tensor(
         [
@@ -69,10 +76,11 @@ def test_cells_of_a_box_are_those_whose_centres_it_holds() -> None:
         ]
     )
     for grid in ((8, 8), (4, 4), (2, 5)):
-        covered = inside(cell_ranges(boxes, grid, size), grid)
+        covered = inside(cell_ranges(boxes, grid, size, shift), grid)
         for box, own in zip(boxes.tolist(), covered, strict=True):
             for row, column in itertools.product(range(grid[0]), range(grid[1])):
-                x, y = (column + 0.5) * size / grid[1], (row + 0.5) * size / grid[0]
+                x = (column + 0.5 + shift[1]) * size / grid[1]
+                y = (row + 0.5 + shift[0]) * size / grid[0]
                 assert bool(own[row, column]) == (box[0] <= x <= box[2] and box[1] <= y <= box[3])
 
 
@@ -121,11 +129,14 @@ def test_box_scores_are_those_of_brute_force(seed: int, size: int) -> None:
     held = inside(cell_ranges(boxes, (3, 4), size), (3, 4))
     highest, contrast = (box_scores(heat, heat, boxes, kind) for kind in ("max", "mean"))
     both = box_scores(cells, heat, boxes, "max")
+    moved = box_scores(cells, heat, boxes, "max", (-0.4, 0.3))
+    held_moved = inside(cell_ranges(boxes, (3, 4), size, (-0.4, 0.3)), (3, 4))
     assert torch.equal(box_scores(cells, heat, boxes, "mean"), contrast)
     for n, k in itertools.product(range(3), range(len(boxes))):
         own, others = heat[n][covered[k]], heat[n][~covered[k]]
         assert float(highest[n, k]) == float(own.max())
         assert float(both[n, k]) == float(torch.cat([own, cells[n][held[k]]]).max())
+        assert float(moved[n, k]) == float(torch.cat([own, cells[n][held_moved[k]]]).max())
         expected = float(own.mean() - others.mean()) if len(others) else 0.0
         assert float(contrast[n, k]) == pytest.approx(expected, abs=1e-12)
 

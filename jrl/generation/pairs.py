@@ -1,0 +1,59 @@
+"""Texts to generate from, with their real pictures, out of a run's own data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from jrl.data.sample import Sample, SkipReport
+from jrl.generation.evaluate import Pair
+from jrl.training.captions import with_captions
+from jrl.training.data import CaptionDataModule
+
+
+def run_pairs(
+    run: str | Path, samples: int, *, part: str = "test", seed: int = 0
+) -> tuple[list[Pair], list[Pair]]:
+    """Pictures of a part of a run's data, each with one of its captions, and as many others for a reference.
+
+    Generated scenes have no end: where the part is "test" as many are drawn as are asked for, beyond those of training and
+    validation, with the same pairs of colour and shape held out.
+
+    Args:
+        run: folder with the `config.yaml` that `jrl fit` wrote.
+        samples: how many.
+        part: of the data.
+        seed: of the choice of pictures and captions.
+
+    Returns:
+        `samples` pairs, and up to as many more; fewer where the part does not hold them.
+
+    Raises:
+        FileNotFoundError: the run has no `config.yaml`.
+        ValueError: the part holds too few pictures, or a number is out of range.
+    """
+    from jrl.training.command import data_module_of
+
+    if samples < 2:
+        raise ValueError(f"samples: expected at least 2, got {samples}")
+    if seed < 0:
+        raise ValueError(f"seed: expected 0 or more, got {seed}")
+    found = _samples(data_module_of(run), 2 * samples, part)
+    if len(found) < samples:
+        raise ValueError(f"samples: {part} holds {len(found)} pictures with captions, got {samples}")
+    draws = np.random.default_rng((seed, 2))
+    chosen = [found[place] for place in draws.permutation(len(found))[: 2 * samples]]
+    pairs = []
+    for sample, captions in chosen:
+        pairs.append(Pair(sample.key, captions[int(draws.integers(len(captions)))], sample.image))
+    return pairs[:samples], pairs[samples:]
+
+
+def _samples(data: CaptionDataModule, wanted: int, part: str) -> list[tuple[Sample, list[str]]]:
+    if data.dataset == "scenes" and part == "test":
+        data.options |= {"test": wanted, "test_compositional": 0}
+    parts = data.read_parts()
+    if part not in parts:
+        raise ValueError(f"part: expected one of {', '.join(parts)}, got {part!r}")
+    return list(zip(*with_captions(parts[part], data.eval_languages, SkipReport()), strict=True))
