@@ -59,7 +59,7 @@ def test_two_ranks_keep_the_same_weights(pictures: Path, tmp_path: Path) -> None
     system = build()
     begun = {name: p.clone() for name, p in system.named_parameters()}
     fit(
-        tmp_path, system, data(pictures), epochs=1, devices=2, strategy="ddp_spawn",
+        tmp_path, system, data(pictures), epochs=1, devices=2, strategy="ddp_fork", plugins=[],
         callbacks=[KeepOfRank(tmp_path)],
     )  # fmt: skip
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))

@@ -71,7 +71,7 @@ def fit(
         enable_model_summary=False,
         default_root_dir=run,
         callbacks=[*callbacks, *checkpoint_callbacks(run, every=every, monitor=None)],
-        plugins=[AtomicCheckpointIO()],
+        plugins=trainer.pop("plugins", [AtomicCheckpointIO()]),
         **trainer,
     )
     trained.fit(module, module_data, ckpt_path=str(run / "checkpoints" / "last.ckpt") if resume else None)
