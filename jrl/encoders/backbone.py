@@ -143,5 +143,6 @@ def _from_system(path: Path, config: dict[str, Any], argument: str, with_pooler:
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
             model.load_state_dict({name.removeprefix(prefix): file.get_tensor(name) for name in names})
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise OSError(f"{argument}: cannot read its weights from {path}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise OSError(f"{argument}: cannot read its weights from {path}: {reason}") from error
     return model

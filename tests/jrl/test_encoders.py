@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import BertConfig, BertModel, CLIPVisionConfig, ResNetConfig, ViTConfig, ViTModel
 
 from jrl.encoders import ImageEncoder, ProjectionHead, TextEncoder
+from jrl.systems import CLIP
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 VIT: dict[str, Any] = {"model_type": "vit", "image_size": 32, "patch_size": 8, **SMALL}
@@ -117,6 +119,28 @@ def test_local_folder(tmp_path: Path) -> None:
     encoder = TextEncoder(str(tmp_path / "bert")).eval()
     ids = torch.tensor([[4, 5, 6]])
     assert torch.equal(encoder(ids).tokens, model(input_ids=ids).last_hidden_state)
+
+
+def test_folder_of_a_system(tmp_path: Path) -> None:
+    """Each encoder is found by its name in what a run exported, with its weights."""
+    trained = CLIP(ImageEncoder(VIT), TextEncoder(BERT), projection_dim=8).eval()
+    trained.save_pretrained(tmp_path)
+    text, image = TextEncoder(str(tmp_path)).eval(), ImageEncoder(tmp_path).eval()
+    ids, pixels = torch.tensor([[5, 6, 7]]), torch.randn(2, 3, 32, 32)
+    assert torch.equal(text(ids).tokens, trained.text_encoder(ids).tokens)
+    assert torch.equal(image(pixels).tokens, trained.image_encoder(pixels).tokens)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "text_encoder": None}))
+    with pytest.raises(OSError, match=f"text_encoder: the CLIP in {tmp_path} has no text_encoder"):
+        TextEncoder(tmp_path)
+    other = {"model": {**config["text_encoder"]["model"], "vocab_size": 98}}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "text_encoder": other}))
+    with pytest.raises(OSError, match="text_encoder: cannot read its weights .*size mismatch"):
+        TextEncoder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(OSError, match="image_encoder: cannot read its weights from"):
+        ImageEncoder(tmp_path)
 
 
 def test_pickled_folder_only_by_name(tmp_path: Path) -> None:
