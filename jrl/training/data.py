@@ -19,7 +19,7 @@ from jrl.data.sample import Sample, SampleSet, SkipReport
 from jrl.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from jrl.training.captions import CaptionMix, Captions, with_captions
 from jrl.training.files import write_atomically
-from jrl.training.loader import BatchSource, EpochLoader, PartLoader
+from jrl.training.loader import EpochLoader, PartLoader
 from jrl.training.sources import FileSource, MemorySource, decode_all
 from jrl.training.text_cache import KEY, TextCache, key_of, write
 
@@ -275,7 +275,7 @@ class CaptionDataModule(lightning.LightningDataModule):
             texts += [tag for sample in samples for tag in sample.tags]
         return train_tokenizer(texts, vocabulary_size=self.vocab_size, max_length=self.max_length)
 
-    def _source(self, part: str, *, train: bool) -> BatchSource:
+    def _source(self, part: str, *, train: bool) -> MemorySource | FileSource:
         assert self.tokenizer is not None
         skips = SkipReport()
         samples: Sequence[Sample] = self._parts[part]

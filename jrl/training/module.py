@@ -183,7 +183,7 @@ class SystemModule(lightning.LightningModule):
     def _without_reducer(self) -> AbstractContextManager[Any]:
         """DDP's reducer waits for every parameter in every backward, where a turn has gradients for some."""
         no_sync = getattr(self.trainer.model, "no_sync", None)
-        return nullcontext() if no_sync is None else no_sync()  # type: ignore[operator]
+        return nullcontext() if no_sync is None else no_sync()
 
     def _average_gradients(self, place: int) -> None:
         ranks = self.trainer.world_size

@@ -116,7 +116,7 @@ def test_film_of_a_file(run: Path, tmp_path: Path, animation: str) -> None:
     frames = [f"frames-{place:04d}.png" for place in range(3)]
     assert set(files(out)) == {f"frames.{animation}", *frames, "grid.png"}
     with Image.open(out / f"frames.{animation}") as film:
-        assert film.n_frames == 3 and film.size == (64, 64)  # type: ignore[attr-defined]
+        assert film.n_frames == 3 and film.size == (64, 64)
         film.seek(1)
         film.load()
         assert film.info["duration"] == 250
@@ -176,6 +176,6 @@ def test_other_systems_do_not_generate(run: Path) -> None:
     with pytest.raises(
         ValueError, match="system: TextEncoder does not generate pictures; expected an XMCGAN"
     ):
-        draw(opened.system.text_encoder, opened.tokenizer, [TEXT], max_length=12)  # type: ignore[arg-type]
+        draw(opened.system.text_encoder, opened.tokenizer, [TEXT], max_length=12)
     with pytest.raises(ValueError, match="every: expected at least 1, got 0"):
         DrawSamples(every=0)

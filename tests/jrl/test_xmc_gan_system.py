@@ -275,7 +275,7 @@ class TestGradientPenalty:
                 (found,) = torch.autograd.grad(judged.logits.sum(), pictures, create_graph=True)
                 return found.square().sum(dim=(1, 2, 3)).mean()
 
-        weight = system.discriminator.logit.parametrizations.weight.original  # type: ignore[union-attr,index]
+        weight = system.discriminator.logit.parametrizations.weight.original
         assert torch.autograd.gradcheck(Penalty(), (weight.detach().clone().requires_grad_(),))
 
     def test_loss_and_whom_it_moves(self) -> None:
