@@ -1,4 +1,4 @@
-"""The command `jrl`: fit, validate, test, retrieve, embed, probe, ground, ablate, demo."""
+"""The command `jrl`: fit, validate, test, retrieve, embed, probe, ground, segment, ablate, demo."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 TRAINING = ("fit", "validate", "test")
-OTHERS = ("retrieve", "embed", "probe", "ground", "ablate", "demo")
+OTHERS = ("retrieve", "embed", "probe", "ground", "segment", "ablate", "demo")
 USAGE = """usage: jrl COMMAND [options]
 
   fit       train a system:         jrl fit --config configs/clip_emoji.yaml
@@ -18,6 +18,7 @@ USAGE = """usage: jrl COMMAND [options]
   embed     embed a folder:         jrl embed --run RUN --images FOLDER --out embeddings.safetensors
   probe     test the encoder:       jrl probe --run RUN --tasks classification,segmentation
   ground    find phrases by words:  jrl ground --run RUN --image FILE --caption "a red flag"
+  segment   name every pixel:       jrl segment --run RUN --classes "cat, dog, background" FILE
   ablate    compare variants:       jrl ablate --out runs/ablation
   demo      train on colour emoji:  jrl demo --out runs/demo
 
@@ -65,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from jrl.grounding.command import main as ground
 
             return ground(rest)
+        if command == "segment":
+            from jrl.segmentation.command import main as segment
+
+            return segment(rest)
         if command == "ablate":
             from jrl.downstream.ablation import main as ablate
 

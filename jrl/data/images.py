@@ -290,17 +290,20 @@ class ImageTransform:
         if image.mode != "RGB":
             image = _convert(image, "RGB", (255, 255, 255), "image")
         if self.augment is None:
-            pixels = self._resize(image, _centre_box(*image.size))
+            pixels = _resize(image, (self.size, self.size), _centre_box(*image.size))
         elif generator is None:
             raise ValueError("generator must be given when augment is set: pass a numpy.random.Generator")
         else:
-            pixels = self._resize(image, _random_box(*image.size, self.augment, generator))
+            pixels = _resize(image, (self.size, self.size), _random_box(*image.size, self.augment, generator))
             pixels = _change(pixels, self.augment, generator)
         return torch.from_numpy(np.ascontiguousarray((pixels - self.mean) / self.std, dtype=np.float32))
 
-    def _resize(self, image: PIL.Image.Image, box: tuple[float, float, float, float]) -> np.ndarray:
-        resized = image.resize((self.size, self.size), PIL.Image.Resampling.BICUBIC, box=box)
-        return np.asarray(resized, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
+    def whole(self, image: PIL.Image.Image, width: int, height: int) -> torch.Tensor:
+        """All of a picture, resized without a crop: float32 [3, height, width]."""
+        if image.mode != "RGB":
+            image = _convert(image, "RGB", (255, 255, 255), "image")
+        pixels = _resize(image, (width, height), None)
+        return torch.from_numpy(np.ascontiguousarray((pixels - self.mean) / self.std, dtype=np.float32))
 
     def to_image(self, tensor: torch.Tensor) -> PIL.Image.Image:
         """Undo the normalisation of a tensor [3, H, W] and return it as a picture."""
@@ -308,6 +311,13 @@ class ImageTransform:
             raise ValueError(f"tensor must be [3, H, W], got {list(tensor.shape)}")
         pixels = tensor.detach().float().cpu().numpy() * self.std + self.mean
         return PIL.Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0))
+
+
+def _resize(
+    image: PIL.Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None
+) -> np.ndarray:
+    resized = image.resize(size, PIL.Image.Resampling.BICUBIC, box=box)
+    return np.asarray(resized, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
 
 
 def _centre_box(width: int, height: int) -> tuple[float, float, float, float]:

@@ -251,7 +251,10 @@ class WordTokenizer:
 
 
 def write_pascal(root: Path, name: str) -> dict[str, np.ndarray]:
-    """Two pictures below VOCdevkit in the layout of "voc" or "context"; returns their masks, with ignored borders, by name."""
+    """Two pictures below VOCdevkit in the layout of "voc" or "context"; returns their masks, with ignored borders, by name.
+
+    The first class is red, the second green, the last blue.
+    """
     year, lists, folder, classes = {
         "voc": ("VOC2012", "Segmentation", "SegmentationClass", 21),
         "context": ("VOC2010", "SegmentationContext", "SegmentationClassContext", 60),
@@ -267,7 +270,7 @@ def write_pascal(root: Path, name: str) -> dict[str, np.ndarray]:
         mask[12, 3:13] = 255
         masks[key] = mask
         pixels = np.full((height, width, 3), 230, np.uint8)
-        pixels[mask == 1 + number] = (200, 30, 30)
+        pixels[mask == 1 + number] = ((200, 30, 30), (30, 200, 30))[number]
         pixels[mask == classes - 1] = (30, 30, 200)
         PIL.Image.fromarray(pixels).save(home / "JPEGImages" / f"{key}.jpg", quality=95)
         picture = PIL.Image.fromarray(mask, mode="P")
