@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
+
+from jrl.data.sample import Sample
 from jrl.segmentation.classes import (
     BACKGROUNDS,
     PHOTO,
@@ -19,12 +22,13 @@ from jrl.segmentation.classes import (
     split_background,
 )
 from jrl.segmentation.evaluate import PROTOCOLS
-from jrl.segmentation.segment import Options
+from jrl.segmentation.segment import Options, Segmented
 from jrl.systems import GroupViT
 from jrl.systems.group_vit_segmentation import MODES
 from jrl.training.run import Run, image_files
 
 _THRESHOLD = 0.95
+_EXAMPLES = 8
 _BACKGROUND_HELP = """background:
   "background" among the classes means the pixels that are none of the others. By default (--background threshold) it has no
   text: a pixel is background where its best class scores below --threshold, a share in [0, 1] that grows with the number of
@@ -35,7 +39,7 @@ _BACKGROUND_HELP = """background:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Segment pictures and write what was found, or score a dataset and write `segment.json` and `segment.md`.
+    """Segment pictures and write what was found, or score a dataset and write `segment.json`, `segment.md` and a few pictures.
 
     Args:
         arguments: those after `jrl segment`.
@@ -108,6 +112,7 @@ def _measure(run: Run, system: GroupViT, options: argparse.Namespace, out: Path)
 
     from jrl.data.readers import SEGMENTATION_FORMATS
     from jrl.segmentation.evaluate import evaluate
+    from jrl.segmentation.pictures import save_overlay
     from jrl.segmentation.report import score_json, score_line, score_markdown, score_table
     from jrl.training.files import write_atomically
 
@@ -133,6 +138,15 @@ def _measure(run: Run, system: GroupViT, options: argparse.Namespace, out: Path)
         protocol.stride * side,
         protocol.threshold,
     )
+    count = len(data.samples) if options.limit is None else min(options.limit, len(data.samples))
+    step = max(count // _EXAMPLES, 1)
+
+    def watch(number: int, sample: Sample, picture: PIL.Image.Image, found: Segmented) -> None:
+        if number % step == 0 and number // step < _EXAMPLES:
+            truth = sample.load_mask()
+            path = out / f"{Path(sample.key).stem}.overlay.png"
+            save_overlay(picture, found, path, truth=None if truth is None else (truth, classes.names))
+
     found = evaluate(
         run,
         system,
@@ -140,6 +154,7 @@ def _measure(run: Run, system: GroupViT, options: argparse.Namespace, out: Path)
         classes,
         look,
         limit=options.limit,
+        watch=watch,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
     if found.skips.skipped:
@@ -270,7 +285,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Give every pixel of pictures one of the classes you name, by a GroupViT that was trained on captions, or\n"
         "score it on a dataset with the class of every pixel. For each picture: NAME.mask.png (class numbers in VOC's\n"
-        "colours, 0 for background), NAME.overlay.png with a legend, and its scores in segment.json.",
+        "colours, 0 for background), NAME.overlay.png with a legend, and its scores in segment.json. For a dataset: the scores\n"
+        "in segment.json and segment.md, and an overlay beside the truth of a few pictures.",
         epilog=_BACKGROUND_HELP,
     )
     parser.add_argument("--run", required=True, help="folder of a run of GroupViT")

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import PIL.Image
 import torch
 
 from jrl.data.images import ImageError, load_image
 from jrl.data.readers.masks import SegmentationSet
-from jrl.data.sample import SkipReport
+from jrl.data.sample import Sample, SkipReport
 from jrl.evaluation.segmentation import SegmentationScore
 from jrl.segmentation.classes import Classes
-from jrl.segmentation.segment import Options, segment
+from jrl.segmentation.segment import Options, Segmented, segment
 from jrl.systems import GroupViT
 from jrl.training.run import Run
 
@@ -65,6 +66,7 @@ def evaluate(
     options: Options,
     *,
     limit: int | None = None,
+    watch: Callable[[int, Sample, PIL.Image.Image, Segmented], None] = lambda *_: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Score:
     """Segment the pictures of a dataset at their own size and score them.
@@ -76,6 +78,7 @@ def evaluate(
         classes: as many as the dataset has, in its order; their names may be others.
         options: how pictures are looked at.
         limit: score the first so many pictures; None for all.
+        watch: given each picture that was scored, by its number, with its sample and its segmentation.
         say: told how far it is.
 
     Raises:
@@ -101,6 +104,7 @@ def evaluate(
                 f"sample {sample.key!r}: its mask is {list(truth.shape)}, its picture {list(found.index.shape)}"
             )
         score.update(torch.from_numpy(found.index), torch.from_numpy(truth))
+        watch(done, sample, picture, found)
         done += 1
         if number % _SAY_EVERY == 0:
             say(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -25,7 +26,7 @@ from jrl.training.run import Run
 
 _SIDE = 3.2  # inches of a panel's width
 _GAP, _TITLE, _LINE = 0.15, 0.34, 0.2
-_TALLEST = 1.6  # height by width of a panel
+_TALLEST, _LEAST = 1.6, 1.4  # a panel's height by its width, and inches between two titles
 _DRAWN = 640  # more pixels than that show nothing more
 _LETTERS = 9.5  # of a legend to the inch
 _STRENGTH = 0.6  # of a colour over its picture
@@ -65,20 +66,20 @@ def save_mask(index: np.ndarray, path: str | Path) -> None:
     save_image(picture, path)
 
 
-def overlay(picture: PIL.Image.Image, index: np.ndarray, *, background: bool = True) -> np.ndarray:
+def overlay(picture: PIL.Image.Image, index: np.ndarray, colours: np.ndarray | None = None) -> np.ndarray:
     """A picture [H, W, 3] under the colours of its classes, uint8, at most 640 pixels a side; borders are drawn white.
 
     Args:
         picture: RGB, as large as `index`.
         index: uint8 [H, W].
-        background: whether 0 stays clear.
+        colours: uint8 [256, 3] of every number; VOC's when None, and then 0, the background, stays clear.
     """
     small = picture.copy()
     small.thumbnail((_DRAWN, _DRAWN))
     numbers = np.asarray(PIL.Image.fromarray(index).resize(small.size, PIL.Image.Resampling.NEAREST))
-    pixels, colours = np.asarray(small.convert("RGB"), np.float32), palette()[numbers].astype(np.float32)
-    mixed = (1 - _STRENGTH) * pixels + _STRENGTH * colours
-    if background:
+    pixels = np.asarray(small.convert("RGB"), np.float32)
+    mixed = (1 - _STRENGTH) * pixels + _STRENGTH * (palette() if colours is None else colours)[numbers]
+    if colours is None:
         mixed[numbers == 0] = pixels[numbers == 0]
     border = np.zeros(numbers.shape, bool)
     border[1:] |= numbers[1:] != numbers[:-1]
@@ -146,11 +147,13 @@ def save_stages(run: Run, system: GroupViT, picture: PIL.Image.Image, size: int,
 
 
 def _groups(title: str, index: torch.Tensor, groups: int, picture: PIL.Image.Image) -> Panel:
-    # 0 has the colour of the background, and 255 that of what is ignored
-    numbers = (index.cpu() % (IGNORED - 1) + 1).numpy().astype(np.uint8)
+    numbers = (index.cpu() % 256).numpy().astype(np.uint8)
     whole = PIL.Image.fromarray(numbers).resize(picture.size, PIL.Image.Resampling.NEAREST)
-    used = len(index.unique())
-    return Panel(f"{title}: {used} of {groups} groups", overlay(picture, np.asarray(whole), background=False))
+    # hues a golden angle apart: any few of them are far from each other
+    hues = np.arange(256) * 0.618034 % 1
+    colours = 255 * hsv_to_rgb(np.stack([hues, np.full(256, 0.8), np.full(256, 0.95)], axis=1))
+    title = f"{title}: {len(index.unique())} of {groups} groups"
+    return Panel(title, overlay(picture, np.asarray(whole), colours))
 
 
 def _plain(title: str, picture: PIL.Image.Image) -> Panel:
@@ -165,15 +168,16 @@ def _save(panels: Sequence[Panel], path: str | Path, legend: dict[int, str]) -> 
     ratio = height / width
     # a very tall picture is drawn narrower
     side, tall = (_SIDE, _SIDE * ratio) if ratio <= _TALLEST else (_SIDE * _TALLEST / ratio, _SIDE * _TALLEST)
-    wide = len(panels) * (max(side, 1.2) + _GAP) + _GAP
+    step = max(side, _LEAST) + _GAP
     labels = [textwrap.shorten(label, 60, placeholder=" …") for label in legend.values()]
     longest = max((len(label) for label in labels), default=1) / _LETTERS + 0.5
-    columns = max(1, int(wide / longest))
+    wide = max(len(panels) * step, longest) + _GAP
+    columns = int(wide / longest)
     under = _LINE * -(-len(labels) // columns) + (_GAP if labels else 0)
     whole = tall + _TITLE + under + _GAP
     figure = Figure(figsize=(wide, whole))
     for place, panel in enumerate(panels):
-        left = _GAP + place * (max(side, 1.2) + _GAP)
+        left = _GAP + place * step
         axes = figure.add_axes((left / wide, (under + _GAP) / whole, side / wide, tall / whole))
         axes.imshow(panel.pixels, aspect="auto", interpolation="nearest")
         axes.set_xticks([])

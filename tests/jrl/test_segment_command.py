@@ -201,6 +201,9 @@ def test_pascal_layouts_are_scored(
     seen = {key: value for key, value in values["class_iou"].items() if value is not None}
     assert set(seen) >= {"background", *words} and min(seen[word] for word in ("background", *words)) > 0.4
     assert values["mean_iou"] == pytest.approx(sum(seen.values()) / len(seen))
+    for key in masks:
+        with Image.open(tmp_path / "out" / f"{key}.overlay.png") as picture:
+            assert len(picture.convert("RGB").getcolors(1 << 24)) > 20
     text = (tmp_path / "out" / "segment.md").read_text()
     assert "| mean IoU |" in text and "| background |" in text and text.count("\n") > len(others)
     # the published windows: twice the side of the training, moved by one side
