@@ -91,6 +91,6 @@ def encode_classes(
     if alike.any():
         first, second = alike.nonzero()[0].tolist()
         raise ValueError(
-            f"classes: {texts[first]!r} and {texts[second]!r} are the same text to this run; perhaps its tokenizer knows neither"
+            f"classes: {texts[first]!r} and {texts[second]!r} are the same text to this run; perhaps it cuts both short"
         )
     return Classes((BACKGROUND, *names), vectors, background)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -18,12 +19,14 @@ from jrl.encoders import TextEncoder
 from jrl.encoders.group_vit import GroupViTImageEncoder
 from jrl.evaluation import evaluate, zero_shot_accuracy
 from jrl.objectives.multi_label import MultiLabelObjective
-from jrl.systems import CLIP, GroupViT
+from jrl.systems import CLIP, GroupViT, load_system
 from jrl.systems.zero_shot import ZeroShotSystem
 from jrl.training.run import Run, image_files
+from tests.data.fixtures import jpeg, write_tar
 from tests.jrl.conftest import COLOURS, SHAPES
 from tests.jrl.group_vit_fixtures import small_group_vit
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 STEPS, NAMES = 150, ("input_ids", "attention_mask")
 IMAGE: dict[str, Any] = {
     "image_size": 32,
@@ -144,3 +147,75 @@ def test_classifying_leaves_each_part_in_its_mode() -> None:
         system.classify(torch.zeros(2, 3, 16, 16), torch.zeros(3, 16), k=4)
     with pytest.raises(ValueError, match="classifier"):
         system.classify(torch.zeros(2, 3, 16, 16), torch.zeros(3, 7))
+
+
+def test_the_published_recipe_takes_steps_at_a_reduced_size(tmp_path: Path) -> None:
+    """The config itself, its encoders made small: shards, the augmentations and the schedule are the published ones."""
+    members = [
+        member
+        for number in range(24)
+        for member in (
+            (f"{number:05}.jpg", jpeg(number, (48, 40))),
+            (f"{number:05}.txt", f"a photo of {number}".encode()),
+        )
+    ]
+    write_tar(tmp_path / "00000.tar", members)
+    captions = [f"a photo of {number}" for number in range(24)]
+    save_tokenizer(train_tokenizer(captions, vocabulary_size=300, max_length=16), tmp_path / "t")
+    image = {
+        name: IMAGE[name] for name in ("image_size", "patch_size", "width", "heads", "depths", "group_tokens")
+    }
+    encoders = "--model.system.init_args.{}_encoder.init_args"
+    options: dict[str, Any] = {
+        "--run": tmp_path / "run",
+        "--trainer.accelerator": "cpu",
+        "--trainer.devices": 1,
+        "--trainer.max_epochs": 5,
+        "--trainer.log_every_n_steps": 1,
+        "--trainer.enable_progress_bar": "false",
+        "--data.options.shards": tmp_path / "00000.tar",
+        "--data.tokenizer": tmp_path / "t",
+        "--data.image_size": 32,
+        "--data.batch_size": 8,
+        "--data.workers": 0,
+        "--data.val_fraction": 0,
+        "--data.val_splits": [],
+        "--model.system.init_args.projection_hidden": 64,
+        **{f"{encoders.format('image')}.{name}": value for name, value in image.items()},
+        f"{encoders.format('text')}.model": {**TEXT, "max_position_embeddings": 77},
+    }
+    command = [text for name, value in options.items() for text in (name, str(value))]
+    assert main(["fit", "--config", str(CONFIGS / "group_vit_published.yaml"), *command]) == 0
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 15
+    weights = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    fresh = load_system(tmp_path / "run" / "model").from_config(
+        {
+            k: v
+            for k, v in json.loads((tmp_path / "run" / "model" / "config.json").read_text()).items()
+            if k != "system"
+        }
+    )
+    assert all(bool(weight.isfinite().all()) for weight in weights.values())
+    unmoved = [
+        name
+        for name, weight in fresh.state_dict().items()
+        if torch.equal(weights[name], weight) and weight.ndim > 1
+    ]
+    assert unmoved == []
+    (group, without_decay) = last["optimizer_states"][0]["param_groups"]
+    assert (group["weight_decay"], without_decay["weight_decay"]) == (0.05, 0.0)
+    assert (tuple(group["betas"]), group["eps"], group["initial_lr"]) == ((0.9, 0.999), 1e-8, 1.6e-3)
+    # the warm-up of one step of fifteen begins at 4e-6 and the cosine ends at 4e-5
+    assert group["lr"] == pytest.approx(4e-5)
+    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert settings["trainer"]["gradient_clip_val"] == 5.0
+    assert settings["model"]["warmup_lr_factor"] * 1.6e-3 == pytest.approx(4e-6)
+    augment = settings["data"]["augment"]
+    assert (augment["scale"], augment["flip"], augment["erase"]) == ([0.08, 1.0], 0.5, 0.25)
+    assert augment["rand_augment"] == {
+        "operations": 2,
+        "magnitude": 9.0,
+        "magnitude_std": 0.5,
+        "probability": 0.5,
+    }
