@@ -75,10 +75,7 @@ def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         loss.backward()
         optimizer.step()
     folder = tmp_path_factory.mktemp("group_vit")
-    system.save_pretrained(folder / "model")
-    save_tokenizer(tokenizer, folder / "model" / "tokenizer")
-    values = {"image_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "max_length": 16}
-    (folder / "model" / "preprocessing.json").write_text(json.dumps(values))
+    Run(system, tokenizer, transform, 16).save(folder)
     return folder
 
 

@@ -12,19 +12,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from transformers import GroupViTConfig, GroupViTModel
 
 from jrl.cli import main
+from jrl.data.images import ImageTransform
 from jrl.data.readers import SEGMENTATION_FORMATS, read_voc
-from jrl.data.tokenizer import save_tokenizer
-from jrl.encoders import TextEncoder
-from jrl.encoders.group_vit import GroupViTImageEncoder
 from jrl.segmentation.classes import encode_classes, parse_names
 from jrl.segmentation.pictures import palette
 from jrl.segmentation.segment import Options, largest, pixels_of, segment
 from jrl.systems import GroupViT
+from jrl.systems.group_vit_transformers import from_transformers
 from jrl.training.run import Run
 from tests.data.fixtures import write_coco_object, write_pascal
-from tests.jrl.group_vit_fixtures import IMAGE, TEXT
+from tests.jrl.group_vit_fixtures import TEXT
 from tests.jrl.painter import COLOURS, VOCABULARY, painter_run
 
 
@@ -278,16 +278,38 @@ def test_coco_layout_is_scored(
     assert "expected other texts for the 3 classes of coco" in capsys.readouterr().err
 
 
-def test_a_saved_run_segments_with_its_own_tokenizer(tmp_path: Path) -> None:
-    painter = painter_run()
-    image = GroupViTImageEncoder(**{**IMAGE, "image_size": 32, "patch_size": 8})
-    text = TextEncoder({**TEXT, "vocab_size": VOCABULARY, "max_position_embeddings": 32}, "eos")
-    system = GroupViT(image, text, 16, 32).eval()
-    save = tmp_path / "run" / "model"
-    system.save_pretrained(save)
-    save_tokenizer(painter.tokenizer, save / "tokenizer")
-    preprocessing = {"image_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "max_length": 12}
-    (save / "preprocessing.json").write_text(json.dumps(preprocessing))
+def test_weights_of_transformers_become_a_run_that_segments(tmp_path: Path) -> None:
+    tokenizer = painter_run().tokenizer
+    vision = {
+        "image_size": 32,
+        "patch_size": 8,
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "num_attention_heads": 2,
+        "depths": [1, 1, 1],
+        "num_group_tokens": [6, 3, 0],
+        "num_output_groups": [6, 3, 0],
+    }
+    text = {
+        **TEXT,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 32,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    del text["model_type"]
+    torch.manual_seed(0)
+    theirs = GroupViTModel(GroupViTConfig(text_config=text, vision_config=vision, projection_dim=16)).eval()
+    saved = Run(
+        from_transformers(theirs),
+        tokenizer,
+        ImageTransform(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        32,
+    )
+    saved.save(tmp_path / "run")
+    loaded = Run.load(tmp_path / "run")
+    assert (loaded.transform.size, loaded.max_length) == (32, 32)
+    assert np.array_equal(loaded.transform.mean, saved.transform.mean)
+    assert torch.equal(loaded.encode_texts(["red"]), saved.encode_texts(["red"]))
     picture = str(paint(tmp_path / "pictures" / "a.png", 50, 41))
     assert (
         main(
