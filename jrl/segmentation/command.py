@@ -31,10 +31,10 @@ _THRESHOLD = 0.95
 _EXAMPLES = 8
 _BACKGROUND_HELP = """background:
   "background" among the classes means the pixels that are none of the others. By default (--background threshold) it has no
-  text: a pixel is background where its best class scores below --threshold, a share in [0, 1] that grows with the number of
-  classes it wins against, so look for the value that suits yours; the group that the run is surest of never is. With
-  --background text it is a class like the others, by its text; so it is in --mode patent, which has cosines and no shares.
-  Without "background" every pixel gets one of the classes.
+  text: a pixel is background where its best class scores below --threshold. A score lies in [0, 1] and is lower the more
+  classes there are and the less sure the run is, so look for the value that suits yours; the group that the run is surest of
+  is never background. With --background text it is a class like the others, by its text; so it is in --mode patent, whose
+  scores are cosines. Without "background" or one of these options every pixel gets one of the classes.
 """
 
 
@@ -78,7 +78,8 @@ def _show(run: Run, system: GroupViT, options: argparse.Namespace, files: list[P
     from jrl.training.files import write_atomically
 
     names, wanted = split_background(parse_names(options.classes))
-    classes = _classes(run, system, options, names, wanted or options.threshold is not None, PLAIN)
+    wanted = wanted or options.threshold is not None or options.background is not None
+    classes = _classes(run, system, options, names, wanted, PLAIN)
     look = _look(options, classes, run.transform.size, None, None, _THRESHOLD)
     console, skips = Console(), SkipReport()
     found_all: list[dict[str, Any]] = []
@@ -163,6 +164,7 @@ def _measure(run: Run, system: GroupViT, options: argparse.Namespace, out: Path)
         **_settings(options, classes, look),
         "dataset": options.dataset,
         "root": str(options.root),
+        "split": data.samples[0].split,
         **score_json(found),
     }
     write_atomically(out / "segment.json", json.dumps(values, indent=2, allow_nan=False).encode())

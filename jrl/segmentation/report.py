@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from jrl.segmentation.evaluate import Score
@@ -42,7 +43,7 @@ def picture_json(
 
 def picture_table(title: str, found: Segmented) -> Table:
     """A row a class, the largest first."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("class")
     for heading in ("number", "pixels", "score", "highest", "cosine"):
         table.add_column(heading, justify="right")
@@ -50,7 +51,7 @@ def picture_table(title: str, found: Segmented) -> Table:
         scores = (
             "" if value is None else f"{value:.3f}" for value in (result.score, result.best, result.cosine)
         )
-        table.add_row(result.name, str(result.number), f"{100 * result.share:.1f} %", *scores)
+        table.add_row(escape(result.name), str(result.number), f"{100 * result.share:.1f} %", *scores)
     return table
 
 
@@ -74,14 +75,14 @@ def score_markdown(found: Score) -> str:
 
 def score_table(title: str, found: Score) -> Table:
     """The classes for the terminal, the best first, in three columns a line."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left")
     for _ in range(3):
         table.add_column("class")
         table.add_column("IoU %", justify="right")
     rows = sorted(_rows(found), key=lambda row: -float(row[1]) if row[1] != "–" else 1.0)
     height = -(-len(rows) // 3)
     for start in range(height):
-        cells: Sequence[str] = [cell for row in rows[start::height] for cell in row]
+        cells: Sequence[str] = [escape(cell) for row in rows[start::height] for cell in row]
         table.add_row(*cells)
     return table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from jrl.data.readers import (
     SEGMENTATION_FORMATS,
     FormatError,
+    coco,
     read_coco_object,
     read_pascal_context,
     read_voc,
@@ -124,3 +126,48 @@ def emptied(folder: Path) -> Path:
     for picture in (folder / "VOCdevkit" / "VOC2012" / "JPEGImages").iterdir():
         picture.unlink()
     return folder
+
+
+class Pycocotools:
+    """As much of `pycocotools.mask` as polygons need, filling their boxes; the module itself is tried where it is installed."""
+
+    @staticmethod
+    def frPyObjects(polygons: list[list[float]], height: int, width: int) -> list[np.ndarray]:
+        masks = []
+        for polygon in polygons:
+            mask = np.zeros((height, width), np.uint8)
+            (left, right), (top, bottom) = (
+                (round(min(own)), round(max(own))) for own in (polygon[::2], polygon[1::2])
+            )
+            mask[top:bottom, left:right] = 1
+            masks.append(mask)
+        return masks
+
+    @staticmethod
+    def merge(masks: list[np.ndarray]) -> np.ndarray:
+        return np.maximum.reduce(masks)
+
+    @staticmethod
+    def decode(mask: np.ndarray) -> np.ndarray:
+        return mask
+
+
+@pytest.mark.parametrize(
+    "module", [Pycocotools, importlib.util.find_spec("pycocotools") and "pycocotools.mask"]
+)
+def test_polygons_are_drawn_by_pycocotools_where_it_is_installed(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if module is None:
+        pytest.skip("pycocotools is not installed")
+    found = importlib.import_module(module) if isinstance(module, str) else module
+    monkeypatch.setattr(coco, "_pycocotools", lambda: found)
+    two = [[2, 1, 6, 1, 6, 4, 2, 4], [7, 5, 9, 5, 9, 7, 7, 7]]
+    mask = coco.CocoMask(8, 12, [(5, two)], "k")()
+    expected = np.zeros((8, 12), np.int32)
+    expected[1:4, 2:6] = expected[5:7, 7:9] = 5
+    assert np.array_equal(mask, expected)
+    # Pillow counts the pixels of the far border too
+    monkeypatch.setattr(coco, "_pycocotools", lambda: None)
+    pillow = coco.CocoMask(8, 12, [(5, two)], "k")()
+    assert (pillow[expected > 0] == 5).all() and (pillow > 0).sum() > (expected > 0).sum()

@@ -72,7 +72,7 @@ def mask_of(path: Path) -> np.ndarray:
 def test_pictures_of_any_size_leave_masks_overlays_and_scores(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sizes = {"square": (64, 64), "wide": (150, 60), "tall": (40, 90), "small": (9, 7)}
+    sizes = {"square": (64, 64), "[bold]": (20, 20), "wide": (150, 60), "tall": (40, 90), "small": (9, 7)}
     files = [str(paint(tmp_path / f"{name}.png", *size)) for name, size in sizes.items()]
     again = str(paint(tmp_path / "other" / "square.png", 64, 64))
     (tmp_path / "broken.png").write_bytes(b"no picture")
@@ -89,7 +89,7 @@ def test_pictures_of_any_size_leave_masks_overlays_and_scores(
     ]
     assert main([*command, *files, again, str(tmp_path / "broken.png")]) == 0
     said = capsys.readouterr()
-    assert "image unreadable: 1" in said.err and "highest" in said.out
+    assert "image unreadable: 1" in said.err and "highest" in said.out and "[bold].png" in said.out
     values = json.loads((out / "segment.json").read_text())
     assert values["names"] == ["background", "red", "blue"] and values["background"] == "threshold"
     assert (values["size"], values["threshold"], values["window"], values["mode"]) == (16, 0.95, None, "code")
