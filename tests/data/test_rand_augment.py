@@ -52,9 +52,13 @@ def test_operations_by_hand() -> None:
     dull = PIL.Image.fromarray((np.asarray(ramp()) // 4 + 60).astype(np.uint8)).resize((96, 96))
     for name in ("auto_contrast", "equalize"):
         assert np.ptp(change(name, 0.9, picture=dull)[..., 0]) > 3 * np.ptp(np.asarray(dull)[..., 0]) > 0
-    assert np.array_equal(change("sharpness", 0.0), before) and not np.array_equal(
-        change("sharpness", 0.9), before
-    )
+    # a spot of 100 on 50 stands out by more or by less; its mean with its neighbours weighs it 5 of 13
+    spot = np.full((5, 5, 3), 50, np.uint8)
+    spot[2, 2] = 100
+    smooth = 50 + 50 * 5 / 13
+    for sign, factor in ((1, 1.81), (-1, 0.19)):
+        found = change("sharpness", 0.9, sign, PIL.Image.fromarray(spot))
+        assert np.allclose(found[2, 2], smooth + factor * (100 - smooth), atol=1.5)
 
 
 def test_moves_by_hand() -> None:
