@@ -91,6 +91,11 @@ class Ranks:
         """The same-shaped tensor of all ranks: [W, ...]."""
         return self._gather_equal(tensor[None])
 
+    def slice(self, rank: int) -> slice:
+        """Where the rows of `rank` lie among those of all."""
+        start = sum(self.rows[:rank])
+        return slice(start, start + self.rows[rank])
+
     def scatter_sum(self, tensor: Tensor) -> Tensor:
         """Sums [N, ...] over the ranks and keeps this rank's rows [b, ...]. Half precision is summed in float32."""
         kind = tensor.dtype
@@ -108,6 +113,23 @@ class Ranks:
             lambda: scatter(out, wide.contiguous(), group=self.group),
         )
         return out[: self.rows[self.rank]].to(kind)
+
+    def deliver(self, tensor: Tensor) -> Tensor:
+        """Of each rank's [N, ...] the rows that belong to this rank: [W, b, ...]."""
+        each = tensor[0].numel() if self.total else 0
+        here = self.rows[self.rank]
+        out = tensor.new_empty(self.size, here, *tensor.shape[1:])
+        self.run(
+            "handing out what belongs to other ranks",
+            lambda: dist.all_to_all_single(
+                out.view(-1),
+                tensor.contiguous().view(-1),
+                [each * here] * self.size,
+                [each * rows for rows in self.rows],
+                group=self.group,
+            ),
+        )
+        return out
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over the ranks; every rank gets the same bits."""

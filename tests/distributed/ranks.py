@@ -24,6 +24,7 @@ import jrl_kernels
 from jrl.objectives import ContrastiveObjective
 from jrl_kernels import distributed
 
+FORMS = ("gather", "ring")
 WIDTH, DEPTH = 7, 5
 ROWS = {1: [[9]], 2: [[4, 4], [5, 3], [6, 0]], 3: [[3, 3, 3], [4, 1, 2]], 4: [[2, 2, 2, 2], [3, 1, 0, 4]]}
 """Rows of each rank, by the number of ranks."""
@@ -119,14 +120,16 @@ def both(
     ours: dict[str, Any],
     **same: Any,
 ) -> None:
-    compare(
-        name,
-        rows,
-        rank,
-        dtype,
-        lambda x, y, scale: jrl_kernels.info_nce(x, y, scale=scale, **whole, **same),
-        lambda x, y, scale: distributed.info_nce(x, y, scale=scale, **ours, **same),
-    )
+    """The loss of one process against both forms."""
+    for form in ("gather",) if ours.get("backend") == "reference" else FORMS:
+        compare(
+            f"{name}, {form}",
+            rows,
+            rank,
+            dtype,
+            lambda x, y, scale: jrl_kernels.info_nce(x, y, scale=scale, **whole, **same),
+            lambda x, y, scale, form=form: distributed.info_nce(x, y, scale=scale, form=form, **ours, **same),  # type: ignore[misc]
+        )
 
 
 @check
@@ -185,15 +188,20 @@ def statistics(rows: list[int], rank: int, dtype: torch.dtype) -> None:
     x, y = (numbers(seed, total, DEPTH, dtype=dtype) for seed in (9, 10))
     ids = torch.randint(4, (total,), generator=torch.Generator().manual_seed(11))
     y = torch.where(torch.arange(total)[:, None] % 2 == 0, x, y)  # some accuracy
-    for name, whole, ours in (
-        ("pairs", {}, {}),
-        ("ids", {"positives": (ids, ids)}, {"positives": (ids[here], ids[here])}),
-        ("excluded", {"exclude": ids}, {"exclude": ids[here]}),
+    # rows of small whole numbers tie: the first of the largest counts, be it on another rank or in the queue
+    ties = y.sign()
+    for name, a, b, whole, ours in (
+        ("pairs", x, y, {}, {}),
+        ("ids", x, y, {"positives": (ids, ids)}, {"positives": (ids[here], ids[here])}),
+        ("excluded", x, y, {"exclude": ids}, {"exclude": ids[here]}),
+        ("ties", ties, ties.flip(0), {"positives": (ids, ids)}, {"positives": (ids[here], ids[here])}),
+        ("ties of a queue", ties, ties, {"negatives": ties}, {"negatives": ties}),
     ):
-        _, truth = jrl_kernels.info_nce(x, y, scale=2.0, return_stats=True, **whole)
-        _, found = distributed.info_nce(x[here], y[here], scale=2.0, return_stats=True, **ours)
-        for field in truth._fields:
-            close(f"{name}: {field}", getattr(found, field), getattr(truth, field), dtype)
+        _, truth = jrl_kernels.info_nce(a, b, scale=0.5, return_stats=True, **whole)
+        for form in FORMS:
+            _, found = distributed.info_nce(a[here], b[here], scale=0.5, return_stats=True, form=form, **ours)
+            for field in truth._fields:
+                close(f"{name}, {form}: {field}", getattr(found, field), getattr(truth, field), dtype)
 
 
 @check
@@ -215,16 +223,26 @@ def sigmoid(rows: list[int], rank: int, dtype: torch.dtype) -> None:
     ids = torch.randint(4, (sum(rows),), generator=torch.Generator().manual_seed(12))
 
     def compared(name: str, whole: Any, ours: Any) -> None:
-        def alone(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-            return jrl_kernels.sigmoid_contrastive(x, y, scale=scale, bias=scale - 3, positives=whole)
+        for form, backend in (("gather", "auto"), ("ring", "auto"), ("gather", "reference")):
 
-        def together(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-            return distributed.sigmoid_contrastive(x, y, scale=scale, bias=scale - 3, positives=ours)
+            def alone(x: Tensor, y: Tensor, scale: Tensor, backend: str = backend) -> Tensor:
+                options = {"positives": whole, "backend": backend}
+                return jrl_kernels.sigmoid_contrastive(x, y, scale=scale, bias=scale - 3, **options)
 
-        compare(name, rows, rank, dtype, alone, together)
+            def together(
+                x: Tensor, y: Tensor, scale: Tensor, form: str = form, backend: str = backend
+            ) -> Tensor:
+                options = {"positives": ours, "form": form, "backend": backend}
+                return distributed.sigmoid_contrastive(x, y, scale=scale, bias=scale - 3, **options)
+
+            compare(f"{name}, {form}, {backend}", rows, rank, dtype, alone, together)
 
     compared("pairs", None, None)
     compared("ids", (ids, ids), (ids[here], ids[here]))
+    index = ids.flip(0) % max(1, sum(rows))
+    compared("index", index, index[here])
+    mask = torch.rand(len(ids), len(ids), generator=torch.Generator().manual_seed(31)) < 0.3
+    compared("sparse", mask.to_sparse_csr(), mask[here].to_sparse_csr())
 
 
 @check
