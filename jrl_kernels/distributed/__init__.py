@@ -2,6 +2,14 @@
 
 from .critics import max_sim, word_region_scores
 from .losses import info_nce, info_nce_from_scores
+from .ranks import gather
 from .sigmoid import sigmoid_contrastive
 
-__all__ = ["info_nce", "info_nce_from_scores", "max_sim", "sigmoid_contrastive", "word_region_scores"]
+__all__ = [
+    "gather",
+    "info_nce",
+    "info_nce_from_scores",
+    "max_sim",
+    "sigmoid_contrastive",
+    "word_region_scores",
+]

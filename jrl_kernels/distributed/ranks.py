@@ -158,6 +158,25 @@ def gather_rows(tensor: Tensor, ranks: Ranks) -> Tensor:
     return _Gather.apply(tensor, ranks)
 
 
+def gather(tensor: Tensor, *, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Rows of all ranks in their order, for critics and queues of one's own.
+
+    Args:
+        tensor: [b, ...], this rank's rows, of any dtype; b may differ between ranks and be 0.
+        group: the process group; the default one when None.
+
+    Returns:
+        [N, ...] on every rank.
+
+    Raises: as `info_nce` of this module.
+
+    Gradients: tensor, of a floating dtype: the sum of what all ranks' losses say of this rank's rows.
+    """
+    differentiable = torch.is_grad_enabled() and tensor.requires_grad
+    ranks = Ranks("distributed.gather", tensor, (str(tensor.dtype), differentiable), group, even=False)
+    return gather_rows(tensor, ranks) if differentiable else ranks.gather(tensor)
+
+
 class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor, value: Tensor, factor: float) -> Tensor:
