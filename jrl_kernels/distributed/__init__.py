@@ -2,7 +2,7 @@
 
 from .critics import max_sim, word_region_scores
 from .losses import info_nce, info_nce_from_scores
-from .ranks import gather
+from .ranks import gather, mean
 from .sigmoid import sigmoid_contrastive
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "info_nce",
     "info_nce_from_scores",
     "max_sim",
+    "mean",
     "sigmoid_contrastive",
     "word_region_scores",
 ]

@@ -191,3 +191,23 @@ class _Loss(torch.autograd.Function):
 def global_loss(part: Tensor, value: Tensor, factor: float) -> Tensor:
     """`value`, the loss of the whole batch, with `factor` times the gradient of `part`, what this rank has of it."""
     return _Loss.apply(part, value, factor)
+
+
+def mean(values: Tensor, *, group: dist.ProcessGroup | None = None) -> Tensor:
+    """The mean over the rows of all ranks, for losses of one's own: its gradient is made for data parallelism's average.
+
+    Args:
+        values: [b], of this rank's rows; b may differ between ranks and be 0.
+        group: the process group; the default one when None.
+
+    Returns:
+        0-d, the same bits on every rank; 0 without rows.
+
+    Raises: as `info_nce` of this module.
+
+    Gradients: values, times the number of ranks, see `info_nce`.
+    """
+    differentiable = torch.is_grad_enabled() and values.requires_grad
+    ranks = Ranks("distributed.mean", values, differentiable, group, even=False)
+    part = values.sum() / max(ranks.total, 1)
+    return global_loss(part, ranks.sum(part.detach()), ranks.size)
