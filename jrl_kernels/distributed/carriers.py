@@ -116,7 +116,10 @@ class Ring:
 
 
 def _sum(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+    *before, found = parts
+    for part in before:
+        found += part  # in place: it is new, and as large as a block
+    return found
 
 
 Carrier = Gathered | Ring

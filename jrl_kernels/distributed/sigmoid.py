@@ -123,7 +123,7 @@ class _Sums(torch.autograd.Function):
             parts = operator(grad, x, block, scale, bias, *which, next(pairs), wanted, settings.backend)
             for place in (0, 2, 3):
                 part, before = parts[place], total[place]
-                total[place] = part if before is None or part is None else before + part
+                total[place] = part if before is None or part is None else before.add_(part)
             gradient: Tensor | None = parts[1] if wanted[1] else None
             return gradient
 

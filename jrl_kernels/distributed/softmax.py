@@ -117,7 +117,7 @@ class Losses(torch.autograd.Function):
             for place, part in enumerate(parts):
                 if part is not None and place != 1:
                     before = total[place]
-                    total[place] = part if before is None else before + part
+                    total[place] = part if before is None else before.add_(part)
 
         def compute(columns: slice, *held: Tensor) -> Tensor | None:
             state, grad = state_y, grad_y
