@@ -260,23 +260,35 @@ def critics(rows: list[int], rank: int, dtype: torch.dtype) -> None:
     def words(y: Tensor, count: int) -> Tensor:
         return y[:, None] * shift[:count, :DEPTH] + y[:, None].roll(2, -1)
 
+    factor = numbers(19, 1, dtype=dtype)[0].abs() + 1  # of the attention, with a gradient through the scale
+
     def compared(
         name: str, scores_of: Callable[..., Tensor], scores_here: Callable[..., Tensor], **options: Any
     ) -> None:
+        def arguments(x: Tensor, y: Tensor, scale: Tensor, count: int) -> dict[str, Any]:
+            given = {"regions": regions(x), "words": words(y, count), **options}
+            if "attention_scale" in options:
+                values = {"region_values": regions(x).flip(2), "word_values": words(y, count).tanh()}
+                given.update(attention_scale=factor * scale, **values)
+            return given
+
         def whole(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-            scores = scores_of(regions(x), words(y, longest), word_mask=mask, **options)
+            scores = scores_of(**arguments(x, y, scale, longest), word_mask=mask)
             return jrl_kernels.info_nce_from_scores(scores, scale=scale)
 
-        def ours(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-            scores = scores_here(regions(x), words(y, own.shape[1]), word_mask=own, **options)
-            return distributed.info_nce_from_scores(scores, scale=scale)
+        for form in FORMS:
 
-        compare(name, rows, rank, dtype, whole, ours)
+            def ours(x: Tensor, y: Tensor, scale: Tensor, form: str = form) -> Tensor:
+                scores = scores_here(**arguments(x, y, scale, own.shape[1]), word_mask=own, form=form)
+                loss: Tensor = distributed.info_nce_from_scores(scores, scale=scale)
+                return loss
 
+            compare(f"{name}, {form}", rows, rank, dtype, whole, ours)
+
+    one, several = jrl_kernels.word_region_scores, distributed.word_region_scores
     compared("max_sim", jrl_kernels.max_sim, distributed.max_sim)
-    compared(
-        "xmc_gan", jrl_kernels.word_region_scores, distributed.word_region_scores, preset="xmc_gan", scale=3.0
-    )
+    compared("xmc_gan", one, several, preset="xmc_gan", scale=3.0)
+    compared("attention", one, several, preset="mutual_information", attention_scale=None)
 
 
 @check
