@@ -89,8 +89,7 @@ def steps(system: System, place: slice, average: bool) -> list[float]:
             if parameter.grad is None:
                 continue
             gradient = parameter.grad
-            # a sharded parameter's gradient is averaged already
-            if average and not isinstance(gradient, DTensor):
+            if average:
                 dist.all_reduce(gradient)
                 gradient /= dist.get_world_size()
             with torch.no_grad():
@@ -99,12 +98,14 @@ def steps(system: System, place: slice, average: bool) -> list[float]:
     return losses
 
 
-def same_weights(system: System, rank: int, prepare: Callable[[System], Any] = lambda system: None) -> None:
+def same_weights(system: System, rank: int, shard: Callable[[System], None] | None = None) -> None:
+    """`shard` makes the gradients of every parameter averages; without it they are averaged here."""
     system = system.double()
     single, start = copy.deepcopy(system), copy.deepcopy(system.state_dict())
-    prepare(system)
+    if shard is not None:
+        shard(system)
     truth = alone(lambda: steps(single, slice(0, PAIRS), False))
-    found = steps(system, SHARES[rank], True)
+    found = steps(system, SHARES[rank], shard is None)
     # nothing that has a part per rank would agree so well, nor would a share of a gradient that is forgotten
     assert max(abs(a - b) for a, b in zip(found, truth, strict=True)) < 1e-9, (found, truth)
     moved = 0
@@ -123,18 +124,26 @@ def clip(**options: Any) -> CLIP:
 
 
 def fully_sharded(rank: int) -> None:
-    """FSDP2 averages like data parallelism. It shards no scalar: the temperature stays whole, and its user averages it."""
+    """FSDP2 averages as data parallelism does. It shards no scalar: a hook averages the temperature (docs/distributed.md)."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
 
+    def average(scalar: Tensor) -> None:
+        assert scalar.grad is not None
+        dist.all_reduce(scalar.grad)
+        scalar.grad /= dist.get_world_size()
+
     def shard(system: System) -> None:
-        scalars = {parameter for parameter in system.parameters() if not parameter.ndim}
+        scalars = {parameter for parameter in system.parameters() if parameter.ndim == 0}
         assert scalars
         for part in (system.image_encoder, system.text_encoder, system):
             fully_shard(part, mesh=mesh, ignored_params=scalars)
-        sharded = [p for p in system.parameters() if isinstance(p, DTensor)]
+        for scalar in scalars:
+            scalar.register_post_accumulate_grad_hook(average)
+        sharded = [parameter for parameter in system.parameters() if isinstance(parameter, DTensor)]
         assert len(sharded) == len(list(system.parameters())) - len(scalars)
 
-    same_weights(clip(), rank, shard)
+    for form in ("gather", "ring"):
+        same_weights(clip(objective=ContrastiveObjective(form=form)), rank, shard)
 
 
 def clips(rank: int) -> None:

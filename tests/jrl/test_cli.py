@@ -367,9 +367,7 @@ def test_two_processes_train_as_one_with_both_batches(tmp_path: Path, config: Co
     two, one = run("two", {"devices": 2, "strategy": "ddp"}, 8), run("one", {"devices": 1}, 16)
     assert two.keys() == one.keys()
     for name, weight in one.items():
-        torch.testing.assert_close(
-            two[name], weight, rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        assert float((two[name] - weight).abs().max()) < 1e-6, name
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
