@@ -101,7 +101,7 @@ class MultiLabelObjective(ContrastiveObjective):
         across_ranks = several_ranks()
         softmax = self._across_ranks(distributed.info_nce, info_nce)
         own = row_ids(len(x), x.device, across_ranks)
-        owners = own[owners]
+        owners = owners + row_ids(1, owners.device, across_ranks)
         if self.duplicate_texts == "negative":
             loss, stats = softmax(x, y, scale=scale, positives=(own, owners), **options)
             return loss, {"scale": scale.detach(), **self._named(stats)}
