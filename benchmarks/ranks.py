@@ -1,7 +1,8 @@
 """What the losses across ranks send and hold, measured on gloo processes of this machine: `python -m benchmarks.ranks --write`.
 
 Bytes are counted at torch.distributed's own functions, memory at torch's allocator. Both depend on sizes alone and not on the
-machine's speed, so any CPU will do; times are not taken, since processes that share a few cores say nothing of a cluster.
+machine's speed, so any CPU will do. Of times only one is taken, what share of the gather form its collectives have between two
+processes: more of them would share cores, and none of it says anything of a cluster.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -81,6 +83,31 @@ def peak(run: Callable[[], Any]) -> int:
     return most
 
 
+def fastest(run: Callable[[], Any], times: int = 7) -> float:
+    """Seconds of the fastest run, which other work on the machine has slowed least."""
+    found = []
+    for _ in range(times):
+        dist.barrier()
+        start = time.perf_counter()
+        run()
+        dist.barrier()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def share_of_collectives(x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
+    """Seconds of the gather and the reduce-scatter alone, and of the whole loss with its gradients."""
+    every = torch.zeros(dist.get_world_size() * len(y), y.shape[1])
+
+    def collectives() -> None:
+        dist.all_gather_into_tensor(every, y.detach())
+        dist.reduce_scatter_tensor(torch.empty_like(y), every)
+
+    return fastest(collectives), fastest(
+        lambda: torch.autograd.grad(distributed.info_nce(x, y, scale=20.0), (x, y))
+    )
+
+
 def rank_main(rank: int, size: int, store: str, out: str, rows: int, width: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
@@ -92,7 +119,7 @@ def rank_main(rank: int, size: int, store: str, out: str, rows: int, width: int)
     x.requires_grad_()
     y.requires_grad_()
     scale = torch.tensor(20.0, requires_grad=True)
-    results = {}
+    results: dict[str, tuple[float, ...]] = {}
     for name, loss in LOSSES.items():
         for form in ("gather", "ring"):
 
@@ -107,6 +134,8 @@ def rank_main(rank: int, size: int, store: str, out: str, rows: int, width: int)
                 back = sum(counts) - there
             memory = peak(lambda: torch.autograd.grad(forward(), (x, y, scale)))
             results[f"{name} {form}"] = there, back, memory
+    if size == 2:
+        results["times"] = share_of_collectives(x, y)
     if rank == 0:
         Path(out).write_text(json.dumps(results))
     dist.destroy_process_group()
@@ -125,13 +154,21 @@ def table(rows: int, width: int, sizes: list[int]) -> str:
             out = Path(folder, "results.json")
             mp.spawn(rank_main, (size, str(Path(folder, "store")), str(out), rows, width), nprocs=size)
             found[size] = json.loads(out.read_text())
-    for name in found[sizes[0]]:
+    for name in (f"{loss} {form}" for loss in LOSSES for form in ("gather", "ring")):
         for size in sizes:
             there, back, memory = (value / MIB for value in found[size][name])
             loss, form = name.split()
             lines.append(
                 f"| `{loss}`, {form} | {size} | {rows // size:,} | {there:.2f} MiB | {back:.2f} MiB | {memory:.1f} MiB |"
             )
+    if 2 in found:
+        alone, whole = found[2]["times"]
+        lines += [
+            "",
+            f"Between 2 processes of one thread each, the gather and the reduce-scatter alone take {1e3 * alone:.0f} ms of the "
+            f"{1e3 * whole:.0f} ms of",
+            f"`info_nce`'s gather form, forward and backward: {alone / whole:.1%}.",
+        ]
     return "\n".join(lines) + "\n"
 
 
