@@ -1,4 +1,4 @@
-"""The command `jrl`: fit, validate, test, retrieve, embed, generate, probe, ground, ablate, demo."""
+"""The command `jrl`: fit, validate, test, retrieve, embed, generate, probe, ground, segment, ablate, demo."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 TRAINING = ("fit", "validate", "test")
-OTHERS = ("retrieve", "embed", "generate", "probe", "ground", "ablate", "demo")
+OTHERS = ("retrieve", "embed", "generate", "probe", "ground", "segment", "ablate", "demo")
 GENERATION = ("generation-report", "generation-ablation", "scene-classifier", "human-rankings")
 USAGE = """usage: jrl COMMAND [options]
 
@@ -20,6 +20,7 @@ USAGE = """usage: jrl COMMAND [options]
   generate  draw descriptions:      jrl generate --run RUN "a red circle left of a blue square"
   probe     test the encoder:       jrl probe --run RUN --tasks classification,segmentation
   ground    find phrases by words:  jrl ground --run RUN --image FILE --caption "a red flag"
+  segment   name every pixel:       jrl segment --run RUN --classes "cat, dog, background" FILE
   ablate    compare variants:       jrl ablate --out runs/ablation
   generation-report    judge a generator:  jrl generation-report --run RUN --features DIR --encoder RUN
   generation-ablation  compare generators: jrl generation-ablation --run full=RUN --run none=RUN ...
@@ -75,6 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from jrl.grounding.command import main as ground
 
             return ground(rest)
+        if command == "segment":
+            from jrl.segmentation.command import main as segment
+
+            return segment(rest)
         if command == "ablate":
             from jrl.downstream.ablation import main as ablate
 
