@@ -62,6 +62,7 @@ class Scores:
         candidates: of R-precision.
         soa_c: share of the pictures in which a class that the text names is found, averaged over the classes.
         soa_i: the same over all pairs of a picture and a class that its text names.
+        found_unnamed: the same over all pairs of a picture and a class that its text does not name.
     """
 
     pictures: int
@@ -73,6 +74,7 @@ class Scores:
     candidates: int | None = None
     soa_c: float | None = None
     soa_i: float | None = None
+    found_unnamed: float | None = None
 
 
 @dataclass
@@ -227,7 +229,7 @@ def judge(
         classes = judges.detector.classes
         names = [one.name for one in classes]
         accuracy = object_accuracy(seen.found, named_objects(texts, classes), names)
-        values |= {"soa_c": accuracy.soa_c, "soa_i": accuracy.soa_i}
+        values |= {"soa_c": accuracy.soa_c, "soa_i": accuracy.soa_i, "found_unnamed": accuracy.unnamed}
     return Scores(seen.pictures, **values)  # type: ignore[arg-type]
 
 
