@@ -263,21 +263,30 @@ def evaluate_generation(
         TypeError: the run's system is no `XMCGAN`.
         ValueError: no pair, a judge that was trained with, or a number that does not fit the metric.
     """
-    system = _generating(run)
+    size = picture_size(run)
     if not pairs:
         raise ValueError("pairs: expected at least one, got none")
-    if judges.network is not None:
-        check_independent(system, judges.network, "network")
-    if judges.encoder is not None:
-        check_independent(system, judges.encoder.system, "encoder")
-    if isinstance(judges.detector, nn.Module):
-        check_independent(system, judges.detector, "detector")
+    check_judges(run, judges)
     texts = [pair.text for pair in pairs]
     if reference is None and judges.network is not None:
         only = Judges(network=judges.network)
-        reference = look(real_pictures(pairs, picture_size(run), batch_size), only, run.device)
+        reference = look(real_pictures(pairs, size, batch_size), only, run.device)
     seen = look(generate_pictures(run, texts, seed=seed, batch_size=batch_size), judges, run.device)
     return judge(seen, reference, texts, judges, candidates=candidates, splits=splits, seed=seed)
+
+
+def check_judges(run: Run, judges: Judges) -> None:
+    """Refuse a judge that shares weights with what it is to judge.
+
+    Raises:
+        ValueError: see `check_independent`.
+    """
+    if judges.network is not None:
+        check_independent(run.system, judges.network, "network")
+    if judges.encoder is not None:
+        check_independent(run.system, judges.encoder.system, "encoder")
+    if isinstance(judges.detector, nn.Module):
+        check_independent(run.system, judges.detector, "detector")
 
 
 def picture_size(run: Run) -> int:

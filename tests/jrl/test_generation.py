@@ -158,7 +158,7 @@ def test_any_network_with_its_weights_from_a_file(tmp_path: Path) -> None:
     pictures = torch.rand(3, 3, 32, 32)
     program = torch.export.export(network, (pictures,), dynamic_shapes=({0: torch.export.Dim("B")},))
     torch.export.save(program, tmp_path / "network.pt2")
-    loaded = load_network(tmp_path / "network.pt2")
+    loaded = load_network(tmp_path / "network.pt2", allow_pickle=True)
     seen, again = (look(real_pictures(pairs(), 32), Judges(network=one)) for one in (network, loaded))
     assert seen.features is not None and again.features is not None
     torch.testing.assert_close(again.features, seen.features)
@@ -168,7 +168,9 @@ def test_any_network_with_its_weights_from_a_file(tmp_path: Path) -> None:
     assert logits.shape == (3, 5)
     (tmp_path / "broken.pt2").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="not a program of `torch.export.save`"):
-        load_network(tmp_path / "broken.pt2")
+        load_network(tmp_path / "broken.pt2", allow_pickle=True)
+    with pytest.raises(ValueError, match="are read only with allow_pickle=True"):
+        load_network(tmp_path / "network.pt2")
     with pytest.raises(ValueError, match="features: expected a folder of `jrl scene-classifier` or a file"):
         load_network(Path(__file__))
     with pytest.raises(FileNotFoundError, match="features: no folder or file"):
