@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from jrl.data.scenes import ScenePicture
+from jrl.data.scenes_drawing import COLOURS
 from jrl.encoders import ImageEncoder
 from jrl.generation import (
     CLASSES,
@@ -210,3 +211,19 @@ def test_the_classifiers_scores() -> None:
     torch.testing.assert_close(network(pictures)[1][:, 19].exp(), expected)
     with pytest.raises(ValueError, match="image_size: expected 32 or 64, got 48"):
         SceneClassifier(48)
+
+
+def test_the_classifier_learns_colours_in_a_few_steps() -> None:
+    network, _ = train_scene_classifier(32, scenes=512, epochs=10, width=8, max_objects=1)
+    with torch.no_grad():
+        (pictures,) = real_pictures(pairs(24), 32)
+        cells = network.cells(pictures.float() / 255)
+    right = total = 0
+    for place, sample in enumerate(scenes()):
+        mask = torch.from_numpy(sample.load_mask()[::2, ::2].astype("int64"))
+        for thing in sample.objects:
+            said = cells.colour[place].argmax(dim=0)[mask == thing.mask_id]
+            right += int((said == list(COLOURS).index(thing.attributes[-1])).sum())
+            total += len(said)
+    # eight colours: 0.125 by chance
+    assert right / total > 0.6
