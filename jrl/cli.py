@@ -1,4 +1,4 @@
-"""The command `jrl`: fit, validate, test, retrieve, embed, probe, ground, ablate, demo."""
+"""The command `jrl`: fit, validate, test, retrieve, embed, probe, ground, segment, ablate, demo."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 TRAINING = ("fit", "validate", "test")
-OTHERS = ("retrieve", "embed", "probe", "ground", "ablate", "demo")
+OTHERS = ("retrieve", "embed", "probe", "ground", "segment", "ablate", "demo")
 GENERATION = ("generation-report", "generation-ablation", "scene-classifier", "human-rankings")
 USAGE = """usage: jrl COMMAND [options]
 
@@ -19,12 +19,14 @@ USAGE = """usage: jrl COMMAND [options]
   embed     embed a folder:         jrl embed --run RUN --images FOLDER --out embeddings.safetensors
   probe     test the encoder:       jrl probe --run RUN --tasks classification,segmentation
   ground    find phrases by words:  jrl ground --run RUN --image FILE --caption "a red flag"
+  segment   name every pixel:       jrl segment --run RUN --classes "cat, dog, background" FILE
   ablate    compare variants:       jrl ablate --out runs/ablation
+  demo      train on colour emoji:  jrl demo --out runs/demo
+
   generation-report    judge a generator:  jrl generation-report --run RUN --features DIR --encoder RUN
   generation-ablation  compare generators: jrl generation-ablation --run full=RUN --run none=RUN ...
   scene-classifier     train its judge:    jrl scene-classifier --out runs/scene_classifier
   human-rankings       sum up annotators:  jrl human-rankings --file FILE.csv --out DIR
-  demo      train on colour emoji:  jrl demo --out runs/demo
 
 `jrl COMMAND --help` lists the options; --traceback shows where an error came from.
 """
@@ -70,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from jrl.grounding.command import main as ground
 
             return ground(rest)
+        if command == "segment":
+            from jrl.segmentation.command import main as segment
+
+            return segment(rest)
         if command == "ablate":
             from jrl.downstream.ablation import main as ablate
 

@@ -15,6 +15,8 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 
+from jrl.data.rand_augment import RandAugment
+from jrl.data.random_erasing import erase
 from jrl.data.sample import ImageSource
 
 MAX_PIXELS = 89_478_485
@@ -29,6 +31,10 @@ UNREADABLE = "image unreadable"
 # Raster formats only: Pillow's EPS plugin, for one, hands the file to an external interpreter.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 _MODES = ("RGB", "RGBA", "L")
+_INTERPOLATIONS = {
+    "bicubic": PIL.Image.Resampling.BICUBIC,
+    "bilinear": PIL.Image.Resampling.BILINEAR,
+}
 
 
 class ImageError(ValueError):
@@ -222,6 +228,9 @@ class Augment:
         flip: probability of a left-right flip; it makes captions with "left" or with letters untrue.
         brightness, contrast, saturation: factor drawn from [1 − value, 1 + value].
         fill: grey of the uncovered border, 0 to 1.
+        rand_augment: operations on the cropped picture before those from `translate` on; None for none.
+        erase: probability of a rectangle of noise, after the normalisation.
+        interpolation: of the crop, "bicubic" or "bilinear".
 
     Raises:
         ValueError: a value out of range.
@@ -235,13 +244,20 @@ class Augment:
     contrast: float = 0.0
     saturation: float = 0.0
     fill: float = 1.0
+    rand_augment: RandAugment | None = None
+    erase: float = 0.0
+    interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale must satisfy 0 < low <= high <= 1, got {self.scale}")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"ratio must satisfy 0 < low <= high, got {self.ratio}")
-        for field in ("translate", "flip", "brightness", "contrast", "saturation", "fill"):
+        if self.interpolation not in _INTERPOLATIONS:
+            raise ValueError(
+                f"interpolation must be one of {', '.join(_INTERPOLATIONS)}, got {self.interpolation!r}"
+            )
+        for field in ("translate", "flip", "brightness", "contrast", "saturation", "erase", "fill"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ValueError(f"{field} must lie in [0, 1], got {getattr(self, field)}")
 
@@ -289,18 +305,30 @@ class ImageTransform:
         """
         if image.mode != "RGB":
             image = _convert(image, "RGB", (255, 255, 255), "image")
+        square = (self.size, self.size)
         if self.augment is None:
-            pixels = self._resize(image, _centre_box(*image.size))
-        elif generator is None:
+            picture = image.resize(square, PIL.Image.Resampling.BICUBIC, box=_centre_box(*image.size))
+            return self._normalised(_values(picture))
+        if generator is None:
             raise ValueError("generator must be given when augment is set: pass a numpy.random.Generator")
-        else:
-            pixels = self._resize(image, _random_box(*image.size, self.augment, generator))
-            pixels = _change(pixels, self.augment, generator)
-        return torch.from_numpy(np.ascontiguousarray((pixels - self.mean) / self.std, dtype=np.float32))
+        augment, box = self.augment, _random_box(*image.size, self.augment, generator)
+        picture = image.resize(square, _INTERPOLATIONS[augment.interpolation], box=box)
+        if augment.rand_augment is not None:
+            red, green, blue = (round(255 * float(value)) for value in self.mean.flat)
+            picture = augment.rand_augment(picture, generator, (red, green, blue))
+        pixels = self._normalised(_change(_values(picture), augment, generator))
+        if augment.erase:
+            return torch.from_numpy(erase(pixels.numpy(), augment.erase, generator))
+        return pixels
 
-    def _resize(self, image: PIL.Image.Image, box: tuple[float, float, float, float]) -> np.ndarray:
-        resized = image.resize((self.size, self.size), PIL.Image.Resampling.BICUBIC, box=box)
-        return np.asarray(resized, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
+    def whole(self, image: PIL.Image.Image, width: int, height: int) -> torch.Tensor:
+        """All of a picture, resized without a crop: float32 [3, height, width]."""
+        if image.mode != "RGB":
+            image = _convert(image, "RGB", (255, 255, 255), "image")
+        return self._normalised(_values(image.resize((width, height), PIL.Image.Resampling.BICUBIC)))
+
+    def _normalised(self, pixels: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray((pixels - self.mean) / self.std, dtype=np.float32))
 
     def to_image(self, tensor: torch.Tensor) -> PIL.Image.Image:
         """Undo the normalisation of a tensor [3, H, W] and return it as a picture."""
@@ -308,6 +336,11 @@ class ImageTransform:
             raise ValueError(f"tensor must be [3, H, W], got {list(tensor.shape)}")
         pixels = tensor.detach().float().cpu().numpy() * self.std + self.mean
         return PIL.Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0))
+
+
+def _values(picture: PIL.Image.Image) -> np.ndarray:
+    """float32 [3, H, W] in [0, 1]."""
+    return np.asarray(picture, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
 
 
 def _centre_box(width: int, height: int) -> tuple[float, float, float, float]:

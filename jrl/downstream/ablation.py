@@ -52,7 +52,7 @@ class Variant:
 
 
 _ONE: Arguments = {"layers": [{}]}
-_SEVERAL: Arguments = {"layers": [{"image": 1, "text": 0, "image_pool": 2}, {"weight": 0.5}]}
+_SEVERAL: Arguments = {"layers": [{"image": 1, "text": 0}, {"weight": 0.5}]}
 
 
 def _direction(name: str) -> Arguments:

@@ -53,6 +53,10 @@ class SegmentationScore:
         )
         self.confusion += found.to(self.confusion)
 
+    def class_iou(self) -> Tensor:
+        """Intersection over union of each class [classes]; NaN for one that occurs neither in truth nor in prediction."""
+        return _iou(self.confusion)
+
     def compute(self) -> dict[str, float]:
         """Scores over all pictures.
 
@@ -61,7 +65,7 @@ class SegmentationScore:
             classes but the background, counting only pixels whose truth is not background; "background_iou"
             and "pixel_accuracy". 0 where nothing occurs.
         """
-        iou = _iou(self.confusion)
+        iou = self.class_iou()
         foreground = self.confusion.clone()
         foreground[BACKGROUND] = 0
         right = self.confusion.diagonal().sum()

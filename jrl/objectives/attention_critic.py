@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from jrl_kernels import attention_critic, word_region_scores
+from jrl_kernels import distributed, word_region_scores
 
 LENGTH_NORMS = ("none", "mean")
 
@@ -72,6 +72,7 @@ class AttentionCritic(nn.Module):
         *,
         location_mask: Tensor | None = None,
         word_mask: Tensor | None = None,
+        across_ranks: bool = False,
     ) -> Tensor:
         """Scores of B pictures with C captions.
 
@@ -80,6 +81,8 @@ class AttentionCritic(nn.Module):
             words: [C, T, Wg] float.
             location_mask: [B, R] bool, true where a location counts; None for all.
             word_mask: [C, T] bool, true where a word is real; None for all.
+            across_ranks: score this rank's pictures with the captions of all ranks; with `per_word`, the pictures of all
+                ranks with this rank's captions. Every rank must call it.
 
         Returns:
             [B, C], or [B, C, T] with `per_word`, 0 at padding; with gradients to everything.
@@ -95,28 +98,23 @@ class AttentionCritic(nn.Module):
         queries, word_values = (
             project(layers, words, word_mask) for layers in (self.word_query, self.word_value)
         )
-        scale = self._scale(keys)
-        if self.per_word or self.length_norm == "mean":
-            return word_region_scores(
-                keys,
-                queries,
-                region_values=values,
-                word_values=word_values,
-                region_mask=location_mask,
-                word_mask=word_mask,
-                preset="mutual_information",
-                attention_scale=scale,
-                pool="none" if self.per_word else "mean",
-                backend=self.backend,
-            )
-        return attention_critic(
+        scores = word_region_scores
+        if across_ranks and self.per_word:
+            keys, values = distributed.gather(keys), distributed.gather(values)
+            location_mask = None if location_mask is None else distributed.gather(location_mask)
+        elif across_ranks:
+            scores = distributed.word_region_scores
+        pool = "none" if self.per_word else "mean" if self.length_norm == "mean" else "sum"
+        return scores(
             keys,
-            values,
             queries,
-            word_values,
+            region_values=values,
+            word_values=word_values,
             region_mask=location_mask,
             word_mask=word_mask,
-            scale=scale,
+            preset="mutual_information",
+            attention_scale=self._scale(keys),
+            pool=pool,
             backend=self.backend,
         )
 

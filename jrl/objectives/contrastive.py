@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ class ContrastiveObjective(nn.Module):
         direction: "both", "x_to_y" or "y_to_x" ("info_nce" only).
         multi_positive: "mean" or "sum": how several positives of one row combine ("info_nce" only).
         backend: of the kernel; "auto" takes the fastest.
+        form: across ranks, "gather" or "ring" (for batches whose gathered embeddings would not fit).
 
     Raises:
         ValueError: a value outside those named, or an option that the chosen loss does not have.
@@ -51,6 +54,7 @@ class ContrastiveObjective(nn.Module):
         direction: str = "both",
         multi_positive: str = "mean",
         backend: str = "auto",
+        form: str = "gather",
     ) -> None:
         super().__init__()
         if loss not in LOSS_KINDS:
@@ -59,6 +63,8 @@ class ContrastiveObjective(nn.Module):
             raise ValueError(f"direction: expected 'both', 'x_to_y' or 'y_to_x', got {direction!r}")
         if multi_positive not in ("mean", "sum"):
             raise ValueError(f"multi_positive: expected 'mean' or 'sum', got {multi_positive!r}")
+        if form not in ("gather", "ring"):
+            raise ValueError(f"form: expected 'gather' or 'ring', got {form!r}")
         if loss == "sigmoid" and (direction != "both" or multi_positive != "mean"):
             raise ValueError(
                 "direction, multi_positive: the sigmoid loss judges every pair alone and has neither"
@@ -77,7 +83,7 @@ class ContrastiveObjective(nn.Module):
             multi_positive,
             backend,
         )
-        self.max_scale, self.learnable = max_scale, learnable
+        self.max_scale, self.learnable, self.form = max_scale, learnable, form
         self._config = {"init_scale": init_scale, "init_bias": init_bias}
         self._register("log_scale", math.log(init_scale))
         if init_bias is None:
@@ -125,8 +131,7 @@ class ContrastiveObjective(nn.Module):
             refused = [name for name, value in given.items() if value is not None]
             if refused:
                 raise ValueError(f"{', '.join(refused)}: the sigmoid loss does not take it")
-            sigmoid = distributed.sigmoid_contrastive if _several_ranks() else sigmoid_contrastive
-            loss = sigmoid(
+            loss = self._across_ranks(distributed.sigmoid_contrastive, sigmoid_contrastive)(
                 x,
                 y,
                 scale=scale,
@@ -135,8 +140,7 @@ class ContrastiveObjective(nn.Module):
                 backend=self.backend,
             )
             return loss, {"scale": scale.detach()}
-        softmax = distributed.info_nce if _several_ranks() else info_nce
-        loss, stats = softmax(
+        loss, stats = self._across_ranks(distributed.info_nce, info_nce)(
             x,
             y,
             scale=scale,
@@ -162,7 +166,11 @@ class ContrastiveObjective(nn.Module):
             "direction": self.direction,
             "multi_positive": self.multi_positive,
             "backend": self.backend,
+            "form": self.form,
         }
+
+    def _across_ranks(self, several: Callable[..., Any], one: Callable[..., Any]) -> Callable[..., Any]:
+        return partial(several, form=self.form) if several_ranks() else one
 
     def _named(self, stats: Any) -> dict[str, Tensor]:
         sides = ("x_to_y", "y_to_x") if self.direction == "both" else (self.direction,)
@@ -180,12 +188,19 @@ class ContrastiveObjective(nn.Module):
             self.register_buffer(name, tensor)
 
 
-def _several_ranks() -> bool:
+def several_ranks() -> bool:
+    """Whether this process is one of several that train together."""
     return (
         torch.distributed.is_available()
         and torch.distributed.is_initialized()
         and torch.distributed.get_world_size() > 1
     )
+
+
+def row_ids(rows: int, device: torch.device, across_ranks: bool) -> Tensor:
+    """An int64 id for each of this rank's rows, which no row of another rank has."""
+    first = torch.distributed.get_rank() << 32 if across_ranks else 0
+    return torch.arange(first, first + rows, device=device)
 
 
 def duplicate_text_ids(input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:

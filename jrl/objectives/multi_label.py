@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jrl.objectives.contrastive import ContrastiveObjective
-from jrl_kernels import info_nce, info_nce_from_scores
+from jrl.objectives.contrastive import ContrastiveObjective, row_ids, several_ranks
+from jrl_kernels import distributed, info_nce, info_nce_from_scores
 
 DUPLICATES = ("negative", "exclude", "positive")
 
@@ -27,11 +27,12 @@ class MultiLabelObjective(ContrastiveObjective):
 
     and the mean of the two directions (the patent adds them). Unlike theirs, texts that occur at several
     pictures need not count as negatives of each other. The logits are never stored, save by "exclude".
+    Under torch.distributed with several ranks B and N are the pictures and texts of all, as in `ContrastiveObjective`.
 
     Args:
         duplicate_texts: what the copy of one of a picture's texts at another picture is to it: "negative" (as
             in code and patent), "exclude" (nothing; stores the [B, N] logits) or "positive" (its own).
-        init_scale, max_scale, learnable, direction, multi_positive, backend: as in `ContrastiveObjective`.
+        init_scale, max_scale, learnable, direction, multi_positive, backend, form: as in `ContrastiveObjective`.
 
     Raises:
         ValueError: a value outside those named.
@@ -47,6 +48,7 @@ class MultiLabelObjective(ContrastiveObjective):
         direction: str = "both",
         multi_positive: str = "mean",
         backend: str = "auto",
+        form: str = "gather",
     ) -> None:
         super().__init__(
             init_scale=init_scale,
@@ -55,6 +57,7 @@ class MultiLabelObjective(ContrastiveObjective):
             direction=direction,
             multi_positive=multi_positive,
             backend=backend,
+            form=form,
         )
         if duplicate_texts not in DUPLICATES:
             raise ValueError(
@@ -95,16 +98,27 @@ class MultiLabelObjective(ContrastiveObjective):
             "return_stats": True,
             "backend": self.backend,
         }
-        own = torch.arange(len(x), device=x.device)
+        across_ranks = several_ranks()
+        softmax = self._across_ranks(distributed.info_nce, info_nce)
+        own = row_ids(len(x), x.device, across_ranks)
+        owners = owners + row_ids(1, owners.device, across_ranks)
         if self.duplicate_texts == "negative":
-            loss, stats = info_nce(x, y, scale=scale, positives=(own, owners), **options)
+            loss, stats = softmax(x, y, scale=scale, positives=(own, owners), **options)
             return loss, {"scale": scale.detach(), **self._named(stats)}
         if text_ids is None:
             raise ValueError(f"text_ids: duplicate_texts={self.duplicate_texts!r} needs them, got None")
-        belongs = own[:, None] == owners
-        said = _has_text(belongs, text_ids)
+        everyone, everything = (
+            distributed.gather(ids) if across_ranks else ids for ids in (owners, text_ids)
+        )
+        belongs = own[:, None] == everyone
+        said = _has_text(belongs, everything)
         if self.duplicate_texts == "positive":
-            loss, stats = info_nce(x, y, scale=scale, positives=said.to_sparse_csr(), **options)
+            loss, stats = softmax(x, y, scale=scale, positives=said.to_sparse_csr(), **options)
+        elif across_ranks:
+            scores = _cosines(x, distributed.gather(y)).masked_fill(said & ~belongs, _NEVER)
+            loss, stats = distributed.info_nce_from_scores(
+                scores, scale=scale, positives=(own, owners), columns=len(y), **options
+            )
         else:
             scores = _cosines(x, y).masked_fill(said & ~belongs, _NEVER)
             loss, stats = info_nce_from_scores(scores, scale=scale, positives=(own, owners), **options)

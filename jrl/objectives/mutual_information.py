@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jrl_kernels import info_nce_from_scores
+from jrl.objectives.contrastive import row_ids
+from jrl_kernels import distributed, info_nce_from_scores
 
 BOUNDS = ("nce", "jsd", "dv")
 DIRECTIONS = {"both": "both", "image_to_text": "x_to_y", "text_to_image": "y_to_x"}
@@ -57,7 +58,12 @@ class MutualInformationEstimator(nn.Module):
         self._warned = False
 
     def forward(
-        self, scores: Tensor, *, word_mask: Tensor | None = None, exclude: Tensor | None = None
+        self,
+        scores: Tensor,
+        *,
+        word_mask: Tensor | None = None,
+        exclude: Tensor | None = None,
+        across_ranks: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a matrix of scores.
 
@@ -65,6 +71,10 @@ class MutualInformationEstimator(nn.Module):
             scores: [N, N] float, or [N, N, T] of every word; row n and column n belong together.
             word_mask: [N, T] bool, true where a word is real; for scores of every word.
             exclude: [N] int64 ids; pairs n ≠ m with equal ids (the same caption twice) are no negatives (nce only).
+            across_ranks: `scores` are those of `AttentionCritic` across ranks, [b, N] of this rank's pictures with the
+                captions of all, or [N, b, T] of the pictures of all with this rank's captions; `word_mask` [b, T] and
+                `exclude` [b] are this rank's. The bound is over the pairs of all ranks, with gradients made to be
+                averaged over the ranks, which must all call it.
 
         Returns:
             −I, 0-d with its gradient, and detached 0-d "bound" I and, for nce, "ceiling" log N and "saturation"
@@ -76,7 +86,8 @@ class MutualInformationEstimator(nn.Module):
         """
         if not scores.is_floating_point():
             raise TypeError(f"scores: expected a floating dtype, got {scores.dtype}")
-        if scores.ndim not in (2, 3) or scores.shape[0] != scores.shape[1] or not len(scores):
+        square = across_ranks or (len(scores) and scores.shape[:1] == scores.shape[1:2])
+        if scores.ndim not in (2, 3) or not square:
             raise ValueError(f"scores: expected [N, N] or [N, N, T], got {list(scores.shape)}")
         if (word_mask is not None) and scores.ndim == 2:
             raise ValueError(f"word_mask: needs scores of every word [N, N, T], got {list(scores.shape)}")
@@ -86,14 +97,16 @@ class MutualInformationEstimator(nn.Module):
                 f"got {self.bound!r} and {self.direction!r}"
             )
         if self.bound != "nce":
-            return self._divergence(scores, exclude)
+            return self._divergence(scores, exclude, across_ranks)
         options: dict[str, Any] = {"direction": DIRECTIONS[self.direction], "backend": self.backend}
+        pairs = scores.shape[0] if scores.ndim == 3 else scores.shape[1]
         if scores.ndim == 3:
-            loss = _word_loss(scores, word_mask, exclude, options)
+            loss = _word_loss(scores, word_mask, exclude, options, across_ranks)
         else:
             ids = None if exclude is None else (exclude, exclude)
-            loss = info_nce_from_scores(scores, exclude=ids, **options)
-        ceiling = math.log(len(scores))
+            softmax = distributed.info_nce_from_scores if across_ranks else info_nce_from_scores
+            loss = softmax(scores, exclude=ids, **options)
+        ceiling = math.log(pairs)
         bound = ceiling - loss
         self._warn_of_saturation(bound.detach(), ceiling)
         stats = {"bound": bound.detach(), "ceiling": bound.new_tensor(ceiling)}
@@ -105,21 +118,29 @@ class MutualInformationEstimator(nn.Module):
         """Arguments that build this estimator again, in JSON types."""
         return {"bound": self.bound, "direction": self.direction, "backend": self.backend}
 
-    def _divergence(self, scores: Tensor, exclude: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        count = len(scores)
+    def _divergence(
+        self, scores: Tensor, exclude: Tensor | None, across_ranks: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        rows, count = scores.shape
         if exclude is not None:
             raise ValueError(f"exclude: the bound {self.bound!r} cannot leave pairs out")
         if count < 2:
             raise ValueError(f"scores: the bound {self.bound!r} needs at least 2 pairs, got {count}")
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        own = scores.diagonal()
-        # every row without its diagonal: a copy without a mask's infinities
-        others = scores.flatten()[1:].view(count - 1, count + 1)[:, :-1]
+        mean = distributed.mean if across_ranks else torch.mean
+        own = row_ids(rows, scores.device, across_ranks)
+        same = own[:, None] == (distributed.gather(own) if across_ranks else own)
         if self.bound == "jsd":
             # logsigmoid is exact where softplus turns linear
-            bound = F.logsigmoid(own).mean() + F.logsigmoid(-others).mean() + 2 * math.log(2)
+            others = F.logsigmoid(-scores).masked_fill(same, 0.0).sum(dim=1) / (count - 1)
+            paired = F.logsigmoid(scores).masked_fill(~same, 0.0).sum(dim=1)
+            bound = mean(paired + others) + 2 * math.log(2)
         else:
-            bound = own.mean() - (others.flatten().logsumexp(0) - math.log(others.numel()))
+            others = scores.masked_fill(same, -math.inf).logsumexp(dim=1)
+            largest = others.detach()
+            largest = (distributed.gather(largest) if across_ranks else largest).max()
+            paired = mean(scores.masked_fill(~same, 0.0).sum(dim=1))
+            bound = paired - largest - mean((others - largest).exp()).log() + math.log(count - 1)
         return -bound, {"bound": bound.detach()}
 
     def _warn_of_saturation(self, bound: Tensor, ceiling: float) -> None:
@@ -137,21 +158,33 @@ class MutualInformationEstimator(nn.Module):
 
 
 def _word_loss(
-    scores: Tensor, word_mask: Tensor | None, exclude: Tensor | None, options: dict[str, Any]
+    scores: Tensor,
+    word_mask: Tensor | None,
+    exclude: Tensor | None,
+    options: dict[str, Any],
+    across_ranks: bool,
 ) -> Tensor:
     """− mean over captions of the mean over words of log softmax over the pictures, at the caption's own picture."""
-    pairs, _, words = scores.shape
+    _, captions, words = scores.shape
     if word_mask is None:
-        word_mask = torch.ones(pairs, words, dtype=torch.bool, device=scores.device)
-    if word_mask.dtype != torch.bool or word_mask.shape != (pairs, words):
+        word_mask = torch.ones(captions, words, dtype=torch.bool, device=scores.device)
+    if word_mask.dtype != torch.bool or word_mask.shape != (captions, words):
         raise ValueError(
-            f"word_mask: expected bool [{pairs}, {words}], got {word_mask.dtype} {list(word_mask.shape)}"
+            f"word_mask: expected bool [{captions}, {words}], got {word_mask.dtype} {list(word_mask.shape)}"
         )
-    rows = torch.arange(pairs, device=scores.device)
-    positives = (rows, rows.repeat_interleave(words))
-    ids = None if exclude is None else (exclude, exclude.repeat_interleave(words))
+
+    def both(own: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the pictures, and of every word of this rank's captions."""
+        return distributed.gather(own) if across_ranks else own, own.repeat_interleave(words)
+
+    # each word has all its candidates here, so nothing but the mean is left to the other ranks
     losses = info_nce_from_scores(
-        scores.flatten(1), positives=positives, exclude=ids, reduction="none", **options
-    ).unflatten(0, (pairs, words))
+        scores.flatten(1),
+        positives=both(row_ids(captions, scores.device, across_ranks)),
+        exclude=None if exclude is None else both(exclude),
+        reduction="none",
+        **options,
+    ).unflatten(0, (captions, words))
     total = losses.masked_fill(~word_mask, 0.0).sum(dim=1)
-    return (total / (word_mask.sum(dim=1).to(total.dtype) + _WORDS_EPS)).mean()
+    each = total / (word_mask.sum(dim=1).to(total.dtype) + _WORDS_EPS)
+    return distributed.mean(each) if across_ranks else each.mean()

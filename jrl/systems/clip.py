@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from jrl.encoders import EncoderOutput, ImageEncoder, ProjectionHead, TextEncoder
 from jrl.objectives import ContrastiveObjective, duplicate_text_ids
-from jrl.systems.base import System
+from jrl.systems.zero_shot import ZeroShotSystem
 
 DUPLICATES = ("negative", "exclude", "positive")
 
 
-class CLIP(System):
+class CLIP(ZeroShotSystem):
     """Contrastive language-image pre-training.
 
         I_e = l2(image_encoder(I) W_i),  T_e = l2(text_encoder(T) W_t)
@@ -114,77 +112,6 @@ class CLIP(System):
         text = self.encode_text(input_ids, attention_mask).global_
         loss, stats = self.objective(image, text, **options)
         return {"contrastive": loss}, stats
-
-    @torch.no_grad()
-    def zero_shot_classifier(
-        self, class_names: Sequence[str], templates: Sequence[str], tokenizer: Callable[..., Any]
-    ) -> Tensor:
-        """One unit vector a class: l2 of the mean over the templates of l2(text).
-
-        Args:
-            class_names: names of the classes.
-            templates: prompts with "{}" where the name goes, such as "a photo of a {}".
-            tokenizer: a transformers tokenizer.
-
-        Returns:
-            [classes, D].
-
-        Raises:
-            ValueError: no class, no template, or a template without "{}".
-        """
-        if not class_names:
-            raise ValueError("class_names: expected at least one name")
-        if not templates:
-            raise ValueError("templates: expected at least one template")
-        for template in templates:
-            if "{}" not in template:
-                raise ValueError(f"templates: expected '{{}}' where the name goes, got {template!r}")
-        device = self.text_projection.output.weight.device
-        was_training = self.training
-        self.eval()
-        try:
-            vectors = []
-            for name in class_names:
-                prompts = [template.replace("{}", name) for template in templates]
-                tokens = tokenizer(prompts, padding=True, truncation=True, return_tensors="pt")
-                encoded = self.encode_text(
-                    tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
-                )
-                vectors.append(F.normalize(encoded.global_.mean(dim=0), dim=-1))
-        finally:
-            self.train(was_training)
-        return torch.stack(vectors)
-
-    @torch.no_grad()
-    def classify(self, pixel_values: Tensor, classifier: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
-        """The k likeliest classes of each picture.
-
-        Args:
-            pixel_values: [B, 3, H, W].
-            classifier: [classes, D] from `zero_shot_classifier`.
-            k: how many classes; at most the number there is.
-
-        Returns:
-            Probabilities [B, k] at the learned temperature, and class indices int64 [B, k], best first.
-
-        Raises:
-            ValueError: `classifier` is not [classes, D], or `k` is outside [1, classes].
-        """
-        if classifier.ndim != 2 or classifier.shape[1] != self.projection_dim:
-            raise ValueError(
-                f"classifier: expected [classes, {self.projection_dim}], got {list(classifier.shape)}"
-            )
-        if not 1 <= k <= classifier.shape[0]:
-            raise ValueError(f"k: expected between 1 and {classifier.shape[0]} classes, got {k}")
-        was_training = self.training
-        self.eval()
-        try:
-            image = self.encode_image(pixel_values).global_
-        finally:
-            self.train(was_training)
-        probabilities = (self.objective.scale * image @ classifier.T).softmax(dim=-1)
-        best = probabilities.topk(k, dim=-1)
-        return best.values, best.indices
 
     def to_config(self) -> dict[str, Any]:
         """Arguments of `from_config`, in JSON types."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +13,6 @@ from jrl.encoders.group_vit import GroupViTImageEncoder
 from jrl.encoders.word_regions import WordRegions
 from jrl.objectives import ContrastiveObjective, duplicate_text_ids
 from jrl.objectives.multi_label import DUPLICATES, MultiLabelObjective
-from jrl.systems.base import System
 from jrl.systems.group_vit_segmentation import (
     MODES,
     PRODUCTS,
@@ -27,11 +24,12 @@ from jrl.systems.group_vit_segmentation import (
     slide,
     upsample,
 )
+from jrl.systems.zero_shot import ZeroShotSystem
 
 DIRECTIONS = ("mean", "sum")
 
 
-class GroupViT(System):
+class GroupViT(ZeroShotSystem):
     """Grouping vision transformer, trained by texts alone and segmenting by their words.
 
         z_I = l2(MLP(mean of segment tokens)),  z_T = l2(MLP(end-of-text token))
@@ -39,7 +37,8 @@ class GroupViT(System):
 
     Xu et al. 2022. Switches to its patent: `directions="sum"` (I→T + T→I), `multi_label=
     MultiLabelObjective(multi_positive="sum")`, and `assign_eps=0`, `assign_scale=1`, `noise="group"` of the
-    image encoder; `segment(mode="patent")`. Under data parallelism every rank contrasts its own batch only.
+    image encoder; `segment(mode="patent")`. Under data parallelism the captions of all ranks are contrasted, and the
+    prompts of each rank alone.
 
     Args:
         image_encoder: pictures to segment tokens.
@@ -218,7 +217,7 @@ class GroupViT(System):
             product: of the "soft" maps (code) or the "hard" ones (patent); the mode's when None.
             top_k: for "code"; None for all classes.
             background_threshold: for "code", the score below which a pixel is background (0.95 on VOC and COCO,
-                0.35 on Context), at most the picture's best score; None for no background.
+                0.35 on Context), at most the best score of the picture's groups; None for no background.
             window: side of the square windows that a larger picture is cut into; None to take it whole.
             stride: from one window to the next; half a window when None.
 
@@ -349,17 +348,6 @@ class GroupViT(System):
             raise ValueError(f"classes: expected [C, {self.projection_dim}], got {list(classes.shape)}")
         if product not in PRODUCTS:
             raise ValueError(f"product: expected one of {', '.join(PRODUCTS)}, got {product!r}")
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        # module by module: a frozen part may be in evaluation while the rest trains
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
 
 def _projection(width: int, hidden: int, out: int) -> nn.Sequential:

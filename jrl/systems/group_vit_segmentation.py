@@ -109,7 +109,7 @@ def class_scores(
         scale: inverse temperature of the softmax over classes.
         mode: "code" (p₀ p₁) or "patent" (cosines).
         top_k: in p₁, only the classes nearest to the picture; None for all.
-        background_threshold: a pixel whose best class is below it, or below the picture's best, is background.
+        background_threshold: a pixel whose best class is below it and below the best of all groups is background.
 
     Returns:
         [B, C, H, W] or [B, 1 + C, H, W].
@@ -131,7 +131,8 @@ def class_scores(
     if background_threshold is None:
         return scores
     best = scores.amax(dim=1, keepdim=True)
-    threshold = best.amax(dim=(2, 3), keepdim=True).clamp(max=background_threshold)
+    # of all groups, as in the code: the best one may have won no pixel
+    threshold = of_groups.amax(dim=(1, 2)).clamp(max=background_threshold)[:, None, None, None]
     return torch.cat([(best < threshold).to(scores.dtype), scores], dim=1)
 
 

@@ -31,6 +31,7 @@ from jrl.objectives import (
     duplicate_text_ids,
 )
 from jrl.objectives.attention_critic import project
+from jrl.objectives.contrastive import several_ranks
 from jrl.systems.base import OptimizerSpec, System, _load_state, _read_weights
 from jrl.systems.critics import CriticOptions, LayerPair, build_critic
 
@@ -47,7 +48,8 @@ class MutualInformation(System):
         loss = − joint_weight Σ_layers weight · I(S) + image_weight L_image + text_weight L_text
 
     US 2021/0056353 A1. The critic and the estimator are modules of their own; once trained, both may be thrown away.
-    Each pair of `layers` has a critic of its own. Under data parallelism every rank contrasts its own batch only.
+    Each pair of `layers` has a critic of its own. Under data parallelism the pairs of all ranks are contrasted with each
+    other; the statistics of batch norms, and the objectives of one modality, are of each rank's own batch.
 
     `encode_image` gives l2(mean_i v_i) and `encode_text` l2(mean_j w_j), the means of the last pair's values: for
     attention that is spread evenly their product is the critic's score, so they serve retrieval. With
@@ -178,7 +180,7 @@ class MutualInformation(System):
         if self.joint_weight or self.image_objective is not None:
             image, grids = self._grids(pixel_values)
         if self.joint_weight:
-            total, plots = self._joint(grids, input_ids, attention_mask)
+            total, plots = self._joint(grids, input_ids, attention_mask, several_ranks())
             losses["joint"] = self.joint_weight * total
         if self.image_objective is not None:
             found, more = self.image_objective(grids[-1].tokens, image.global_)
@@ -310,7 +312,11 @@ class MutualInformation(System):
             return encode_grids(self.image_encoder, pixel_values, [*(pair.image for pair in self.layers), -1])
 
     def _joint(
-        self, grids: Sequence[GridTokens], input_ids: Tensor, attention_mask: Tensor | None
+        self,
+        grids: Sequence[GridTokens],
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        across_ranks: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad() if "text" in self.freeze else nullcontext():
             texts = [pair.text for pair in self.layers]
@@ -324,9 +330,12 @@ class MutualInformation(System):
         sums: dict[str, Tensor] = {}
         for pair, grid, tokens in zip(self.layers, grids, states, strict=False):
             words = real & ((real.long().cumsum(dim=1) - 1) % pair.text_stride == 0)
-            scores = self.critics[pair.name](grid.pooled(pair.image_pool).tokens, tokens, word_mask=words)
+            locations = grid.pooled(pair.image_pool).tokens
+            scores = self.critics[pair.name](locations, tokens, word_mask=words, across_ranks=across_ranks)
             word_mask = words if self.options.per_word else None
-            loss, stats = self.estimator(scores, word_mask=word_mask, exclude=exclude)
+            loss, stats = self.estimator(
+                scores, word_mask=word_mask, exclude=exclude, across_ranks=across_ranks
+            )
             losses.append(pair.weight * loss)
             plots[f"bound_{pair.name}"] = stats["bound"]
             for name in ("bound", "ceiling"):

@@ -26,8 +26,12 @@ def augment_batch(pixels: Tensor, augment: Augment, generator: torch.Generator) 
 
     Raises:
         TypeError: `pixels` is not floating point.
-        ValueError: `pixels` is not [B, 3, S, S].
+        ValueError: `pixels` is not [B, 3, S, S], or `augment` has what is done to one picture at a time.
     """
+    if augment.rand_augment is not None or augment.erase:
+        raise ValueError(
+            "augment: rand_augment and erase change one picture at a time, as it is read; set in_memory to false"
+        )
     if not pixels.is_floating_point():
         raise TypeError(f"pixels: expected a floating dtype, got {pixels.dtype}")
     if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] != pixels.shape[3]:

@@ -34,7 +34,8 @@ class SystemModule(lightning.LightningModule):
         betas: of AdamW.
         eps: of AdamW.
         warmup: steps of warm-up when 1 or more, else its share of the run.
-        final_lr_factor: learning rate at the end, as a share of the peak.
+        warmup_lr_factor: learning rate from which the warm-up rises, as a share of the peak.
+        final_lr_factor: learning rate at the end, likewise.
         seed: of everything random inside the system.
         freeze: names of submodules that are not trained, such as "image_encoder".
         channels_last: keep pictures and convolutions in that memory format, which is faster for most.
@@ -54,6 +55,7 @@ class SystemModule(lightning.LightningModule):
         betas: tuple[float, float] = (0.9, 0.98),
         eps: float = 1e-6,
         warmup: float = 0.1,
+        warmup_lr_factor: float = 0.0,
         final_lr_factor: float = 0.0,
         seed: int = 0,
         freeze: tuple[str, ...] = (),
@@ -78,7 +80,8 @@ class SystemModule(lightning.LightningModule):
         self.system = system
         self.channels_last = channels_last
         self.lr, self.weight_decay, self.betas, self.eps = lr, weight_decay, betas, eps
-        self.warmup, self.final_lr_factor, self.seed = warmup, final_lr_factor, seed
+        self.warmup, self.warmup_lr_factor, self.final_lr_factor = warmup, warmup_lr_factor, final_lr_factor
+        self.seed = seed
         self._specs: list[OptimizerSpec] = []
         self._outputs: dict[int, dict[str, list[Tensor]]] = {}
         self._bounds: dict[int, list[tuple[int, dict[str, Tensor]]]] = {}
@@ -103,7 +106,7 @@ class SystemModule(lightning.LightningModule):
                 groups, lr=self.lr * spec.lr_factor, betas=self.betas, eps=self.eps, fused=fused or None
             )
             optimizers.append(optimizer)
-            schedule = warmup_cosine(warmup, total, self.final_lr_factor)
+            schedule = warmup_cosine(warmup, total, self.final_lr_factor, self.warmup_lr_factor)
             schedulers.append({"scheduler": LambdaLR(optimizer, schedule), "interval": "step"})
         return optimizers, schedulers
 

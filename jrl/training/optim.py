@@ -29,28 +29,31 @@ def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) ->
     return [group for group in groups if group["params"]]
 
 
-def warmup_cosine(warmup_steps: int, total_steps: int, final_factor: float) -> Callable[[int], float]:
+def warmup_cosine(
+    warmup_steps: int, total_steps: int, final_factor: float, start_factor: float = 0.0
+) -> Callable[[int], float]:
     """Factor of the learning rate at a step: linear warm-up, then half a cosine down to `final_factor`.
 
     Args:
-        warmup_steps: steps until the factor is 1; step 0 already has 1 / warmup_steps.
+        warmup_steps: steps until the factor is 1; step 0 is already 1 / warmup_steps of the way from `start_factor`.
         total_steps: steps of the whole run; the factor stays at `final_factor` after them.
         final_factor: in [0, 1].
+        start_factor: in [0, 1], where the warm-up begins.
 
     Raises:
-        ValueError: `warmup_steps` is negative or not below `total_steps`, or `final_factor` is outside [0,
-            1].
+        ValueError: `warmup_steps` is negative or not below `total_steps`, or a factor is outside [0, 1].
     """
     if warmup_steps < 0 or (warmup_steps and warmup_steps >= total_steps):
         raise ValueError(
             f"warmup_steps: expected fewer than the {total_steps} steps of the run, got {warmup_steps}"
         )
-    if not 0 <= final_factor <= 1:
-        raise ValueError(f"final_factor: expected a value in [0, 1], got {final_factor}")
+    for name, value in (("final_factor", final_factor), ("start_factor", start_factor)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}: expected a value in [0, 1], got {value}")
 
     def factor(step: int) -> float:
         if step < warmup_steps:
-            return (step + 1) / warmup_steps
+            return start_factor + (1 - start_factor) * (step + 1) / warmup_steps
         progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
         return final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * progress))
 

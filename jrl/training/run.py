@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from jrl.data.images import ImageError, ImageTransform, load_image
 from jrl.data.readers.common import IMAGE_SUFFIXES
 from jrl.data.sample import ImageSource, SkipReport
-from jrl.data.tokenizer import load_tokenizer
+from jrl.data.tokenizer import load_tokenizer, save_tokenizer
 from jrl.systems import System, load_system
 from jrl.training.data import PREPROCESSING
 from jrl.training.files import write_atomically
@@ -72,6 +72,23 @@ class Run:
             raise ValueError(f"{path}: unreadable preprocessing: {error!r}") from error
         system = load_system(model, map_location=device, allow_pickle=allow_pickle)
         return cls(system, load_tokenizer(model / "tokenizer"), transform, max_length)
+
+    def save(self, folder: str | Path) -> None:
+        """Write what `load` opens: `folder`/model with the system, its tokenizer and its preprocessing.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        model = Path(folder) / "model"
+        self.system.save_pretrained(model)
+        save_tokenizer(self.tokenizer, model / "tokenizer")
+        values = {
+            "image_size": self.transform.size,
+            "mean": self.transform.mean.ravel().tolist(),
+            "std": self.transform.std.ravel().tolist(),
+            "max_length": self.max_length,
+        }
+        write_atomically(model / PREPROCESSING, json.dumps(values, indent=2).encode())
 
     @property
     def device(self) -> torch.device:

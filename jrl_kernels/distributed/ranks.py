@@ -91,6 +91,11 @@ class Ranks:
         """The same-shaped tensor of all ranks: [W, ...]."""
         return self._gather_equal(tensor[None])
 
+    def slice(self, rank: int) -> slice:
+        """Where the rows of `rank` lie among those of all."""
+        start = sum(self.rows[:rank])
+        return slice(start, start + self.rows[rank])
+
     def scatter_sum(self, tensor: Tensor) -> Tensor:
         """Sums [N, ...] over the ranks and keeps this rank's rows [b, ...]. Half precision is summed in float32."""
         kind = tensor.dtype
@@ -108,6 +113,23 @@ class Ranks:
             lambda: scatter(out, wide.contiguous(), group=self.group),
         )
         return out[: self.rows[self.rank]].to(kind)
+
+    def deliver(self, tensor: Tensor) -> Tensor:
+        """Of each rank's [N, ...] the rows that belong to this rank: [W, b, ...]."""
+        each = tensor[0].numel() if self.total else 0
+        here = self.rows[self.rank]
+        out = tensor.new_empty(self.size, here, *tensor.shape[1:])
+        self.run(
+            "handing out what belongs to other ranks",
+            lambda: dist.all_to_all_single(
+                out.view(-1),
+                tensor.contiguous().view(-1),
+                [each * here] * self.size,
+                [each * rows for rows in self.rows],
+                group=self.group,
+            ),
+        )
+        return out
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over the ranks; every rank gets the same bits."""
@@ -136,6 +158,25 @@ def gather_rows(tensor: Tensor, ranks: Ranks) -> Tensor:
     return _Gather.apply(tensor, ranks)
 
 
+def gather(tensor: Tensor, *, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Rows of all ranks in their order, for critics and queues of one's own.
+
+    Args:
+        tensor: [b, ...], this rank's rows, of any dtype; b may differ between ranks and be 0.
+        group: the process group; the default one when None.
+
+    Returns:
+        [N, ...] on every rank.
+
+    Raises: as `info_nce` of this module.
+
+    Gradients: tensor, of a floating dtype: the sum of what all ranks' losses say of this rank's rows.
+    """
+    differentiable = torch.is_grad_enabled() and tensor.requires_grad
+    ranks = Ranks("distributed.gather", tensor, (str(tensor.dtype), differentiable), group, even=False)
+    return gather_rows(tensor, ranks) if differentiable else ranks.gather(tensor)
+
+
 class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor, value: Tensor, factor: float) -> Tensor:
@@ -150,3 +191,23 @@ class _Loss(torch.autograd.Function):
 def global_loss(part: Tensor, value: Tensor, factor: float) -> Tensor:
     """`value`, the loss of the whole batch, with `factor` times the gradient of `part`, what this rank has of it."""
     return _Loss.apply(part, value, factor)
+
+
+def mean(values: Tensor, *, group: dist.ProcessGroup | None = None) -> Tensor:
+    """The mean over the rows of all ranks, for losses of one's own: its gradient is made for data parallelism's average.
+
+    Args:
+        values: [b], of this rank's rows; b may differ between ranks and be 0.
+        group: the process group; the default one when None.
+
+    Returns:
+        0-d, the same bits on every rank; 0 without rows.
+
+    Raises: as `info_nce` of this module.
+
+    Gradients: values, times the number of ranks, see `info_nce`.
+    """
+    differentiable = torch.is_grad_enabled() and values.requires_grad
+    ranks = Ranks("distributed.mean", values, differentiable, group, even=False)
+    part = values.sum() / max(ranks.total, 1)
+    return global_loss(part, ranks.sum(part.detach()), ranks.size)

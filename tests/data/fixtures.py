@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import torch
 
@@ -247,3 +248,77 @@ class WordTokenizer:
         if truncation and max_length is not None:
             ids = ids[:max_length]
         return {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+
+
+def write_pascal(root: Path, name: str) -> dict[str, np.ndarray]:
+    """Two pictures below VOCdevkit in the layout of "voc" or "context"; returns their masks, with ignored borders, by name.
+
+    The first class is red, the second green, the last blue.
+    """
+    year, lists, folder, classes = {
+        "voc": ("VOC2012", "Segmentation", "SegmentationClass", 21),
+        "context": ("VOC2010", "SegmentationContext", "SegmentationClassContext", 60),
+    }[name]
+    home = root / "VOCdevkit" / year
+    for place in ("JPEGImages", folder, f"ImageSets/{lists}"):
+        (home / place).mkdir(parents=True)
+    masks = {}
+    for number, (key, (height, width)) in enumerate({"a": (20, 30), "b": (36, 18)}.items()):
+        mask = np.zeros((height, width), np.uint8)
+        mask[2:12, 3:13] = 1 + number
+        mask[13:18, 4:16] = classes - 1
+        mask[12, 3:13] = 255
+        masks[key] = mask
+        pixels = np.full((height, width, 3), 230, np.uint8)
+        pixels[mask == 1 + number] = ((200, 30, 30), (30, 200, 30))[number]
+        pixels[mask == classes - 1] = (30, 30, 200)
+        PIL.Image.fromarray(pixels).save(home / "JPEGImages" / f"{key}.jpg", quality=95)
+        picture = PIL.Image.fromarray(mask, mode="P")
+        picture.putpalette([value for i in range(256) for value in (i, 0, 255 - i)])
+        picture.save(home / folder / f"{key}.png")
+    (home / "ImageSets" / lists / "val.txt").write_text("\n".join(masks) + "\n", encoding="utf-8")
+    return masks
+
+
+def write_coco_object(root: Path) -> None:
+    """A picture with a large dog under a toothbrush beside a crowd, and one of nothing, as COCO instances."""
+    for place in ("annotations", "val2017", "images"):
+        (root / place).mkdir(parents=True)
+    sizes = {"one.png": (12, 10), "two.png": (8, 6)}
+    for name, size in sizes.items():
+        PIL.Image.new("RGB", size, "white").save(root / "val2017" / name)
+
+    def runs(place: tuple[slice, slice]) -> dict[str, Any]:
+        mask = np.zeros((10, 12), bool)
+        mask[place] = True
+        flat = mask.T.ravel()
+        changes = np.flatnonzero(np.diff(flat)) + 1
+        return {"counts": np.diff([0, *changes, flat.size]).tolist(), "size": [10, 12]}
+
+    def thing(number: int, category: int, place: tuple[slice, slice], crowd: int = 0) -> dict[str, Any]:
+        return {
+            "id": number,
+            "image_id": 1,
+            "category_id": category,
+            "bbox": [1, 1, 5, 5],
+            "iscrowd": crowd,
+            "segmentation": runs(place),
+        }
+
+    document = {
+        "images": [
+            {"id": number, "file_name": name, "width": width, "height": height}
+            for number, (name, (width, height)) in enumerate(sizes.items(), start=1)
+        ],
+        "categories": [
+            {"id": 90, "name": "toothbrush"},
+            {"id": 1, "name": "person"},
+            {"id": 18, "name": "dog"},
+        ],
+        "annotations": [
+            thing(1, 90, (slice(2, 4), slice(2, 4))),
+            thing(2, 18, (slice(1, 8), slice(1, 9))),
+            thing(3, 1, (slice(7, 10), slice(8, 12)), crowd=1),
+        ],
+    }
+    (root / "annotations" / "instances_val2017.json").write_text(json.dumps(document), encoding="utf-8")

@@ -24,6 +24,7 @@ import jrl_kernels
 from jrl.objectives import ContrastiveObjective
 from jrl_kernels import distributed
 
+FORMS = ("gather", "ring")
 WIDTH, DEPTH = 7, 5
 ROWS = {1: [[9]], 2: [[4, 4], [5, 3], [6, 0]], 3: [[3, 3, 3], [4, 1, 2]], 4: [[2, 2, 2, 2], [3, 1, 0, 4]]}
 """Rows of each rank, by the number of ranks."""
@@ -119,14 +120,16 @@ def both(
     ours: dict[str, Any],
     **same: Any,
 ) -> None:
-    compare(
-        name,
-        rows,
-        rank,
-        dtype,
-        lambda x, y, scale: jrl_kernels.info_nce(x, y, scale=scale, **whole, **same),
-        lambda x, y, scale: distributed.info_nce(x, y, scale=scale, **ours, **same),
-    )
+    """The loss of one process against both forms."""
+    for form in ("gather",) if ours.get("backend") == "reference" else FORMS:
+        compare(
+            f"{name}, {form}",
+            rows,
+            rank,
+            dtype,
+            lambda x, y, scale: jrl_kernels.info_nce(x, y, scale=scale, **whole, **same),
+            lambda x, y, scale, form=form: distributed.info_nce(x, y, scale=scale, form=form, **ours, **same),  # type: ignore[misc]
+        )
 
 
 @check
@@ -185,15 +188,20 @@ def statistics(rows: list[int], rank: int, dtype: torch.dtype) -> None:
     x, y = (numbers(seed, total, DEPTH, dtype=dtype) for seed in (9, 10))
     ids = torch.randint(4, (total,), generator=torch.Generator().manual_seed(11))
     y = torch.where(torch.arange(total)[:, None] % 2 == 0, x, y)  # some accuracy
-    for name, whole, ours in (
-        ("pairs", {}, {}),
-        ("ids", {"positives": (ids, ids)}, {"positives": (ids[here], ids[here])}),
-        ("excluded", {"exclude": ids}, {"exclude": ids[here]}),
+    # rows of small whole numbers tie: the first of the largest counts, be it on another rank or in the queue
+    ties = y.sign()
+    for name, a, b, whole, ours in (
+        ("pairs", x, y, {}, {}),
+        ("ids", x, y, {"positives": (ids, ids)}, {"positives": (ids[here], ids[here])}),
+        ("excluded", x, y, {"exclude": ids}, {"exclude": ids[here]}),
+        ("ties", ties, ties.flip(0), {"positives": (ids, ids)}, {"positives": (ids[here], ids[here])}),
+        ("ties of a queue", ties, ties, {"negatives": ties}, {"negatives": ties}),
     ):
-        _, truth = jrl_kernels.info_nce(x, y, scale=2.0, return_stats=True, **whole)
-        _, found = distributed.info_nce(x[here], y[here], scale=2.0, return_stats=True, **ours)
-        for field in truth._fields:
-            close(f"{name}: {field}", getattr(found, field), getattr(truth, field), dtype)
+        _, truth = jrl_kernels.info_nce(a, b, scale=0.5, return_stats=True, **whole)
+        for form in FORMS:
+            _, found = distributed.info_nce(a[here], b[here], scale=0.5, return_stats=True, form=form, **ours)
+            for field in truth._fields:
+                close(f"{name}, {form}: {field}", getattr(found, field), getattr(truth, field), dtype)
 
 
 @check
@@ -215,16 +223,26 @@ def sigmoid(rows: list[int], rank: int, dtype: torch.dtype) -> None:
     ids = torch.randint(4, (sum(rows),), generator=torch.Generator().manual_seed(12))
 
     def compared(name: str, whole: Any, ours: Any) -> None:
-        def alone(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-            return jrl_kernels.sigmoid_contrastive(x, y, scale=scale, bias=scale - 3, positives=whole)
+        for form, backend in (("gather", "auto"), ("ring", "auto"), ("gather", "reference")):
 
-        def together(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-            return distributed.sigmoid_contrastive(x, y, scale=scale, bias=scale - 3, positives=ours)
+            def alone(x: Tensor, y: Tensor, scale: Tensor, backend: str = backend) -> Tensor:
+                options = {"positives": whole, "backend": backend}
+                return jrl_kernels.sigmoid_contrastive(x, y, scale=scale, bias=scale - 3, **options)
 
-        compare(name, rows, rank, dtype, alone, together)
+            def together(
+                x: Tensor, y: Tensor, scale: Tensor, form: str = form, backend: str = backend
+            ) -> Tensor:
+                options = {"positives": ours, "form": form, "backend": backend}
+                return distributed.sigmoid_contrastive(x, y, scale=scale, bias=scale - 3, **options)
+
+            compare(f"{name}, {form}, {backend}", rows, rank, dtype, alone, together)
 
     compared("pairs", None, None)
     compared("ids", (ids, ids), (ids[here], ids[here]))
+    index = ids.flip(0) % max(1, sum(rows))
+    compared("index", index, index[here])
+    mask = torch.rand(len(ids), len(ids), generator=torch.Generator().manual_seed(31)) < 0.3
+    compared("sparse", mask.to_sparse_csr(), mask[here].to_sparse_csr())
 
 
 @check
@@ -242,23 +260,35 @@ def critics(rows: list[int], rank: int, dtype: torch.dtype) -> None:
     def words(y: Tensor, count: int) -> Tensor:
         return y[:, None] * shift[:count, :DEPTH] + y[:, None].roll(2, -1)
 
+    factor = numbers(19, 1, dtype=dtype)[0].abs() + 1  # of the attention, with a gradient through the scale
+
     def compared(
         name: str, scores_of: Callable[..., Tensor], scores_here: Callable[..., Tensor], **options: Any
     ) -> None:
+        def arguments(x: Tensor, y: Tensor, scale: Tensor, count: int) -> dict[str, Any]:
+            given = {"regions": regions(x), "words": words(y, count), **options}
+            if "attention_scale" in options:
+                values = {"region_values": regions(x).flip(2), "word_values": words(y, count).tanh()}
+                given.update(attention_scale=factor * scale, **values)
+            return given
+
         def whole(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-            scores = scores_of(regions(x), words(y, longest), word_mask=mask, **options)
+            scores = scores_of(**arguments(x, y, scale, longest), word_mask=mask)
             return jrl_kernels.info_nce_from_scores(scores, scale=scale)
 
-        def ours(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-            scores = scores_here(regions(x), words(y, own.shape[1]), word_mask=own, **options)
-            return distributed.info_nce_from_scores(scores, scale=scale)
+        for form in FORMS:
 
-        compare(name, rows, rank, dtype, whole, ours)
+            def ours(x: Tensor, y: Tensor, scale: Tensor, form: str = form) -> Tensor:
+                scores = scores_here(**arguments(x, y, scale, own.shape[1]), word_mask=own, form=form)
+                loss: Tensor = distributed.info_nce_from_scores(scores, scale=scale)
+                return loss
 
+            compare(f"{name}, {form}", rows, rank, dtype, whole, ours)
+
+    one, several = jrl_kernels.word_region_scores, distributed.word_region_scores
     compared("max_sim", jrl_kernels.max_sim, distributed.max_sim)
-    compared(
-        "xmc_gan", jrl_kernels.word_region_scores, distributed.word_region_scores, preset="xmc_gan", scale=3.0
-    )
+    compared("xmc_gan", one, several, preset="xmc_gan", scale=3.0)
+    compared("attention", one, several, preset="mutual_information", attention_scale=None)
 
 
 @check
@@ -283,7 +313,7 @@ def objective(rows: list[int], rank: int, dtype: torch.dtype) -> None:
 def refuses(*words: str) -> Iterator[None]:
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, NotImplementedError) as error:
         for word in words:
             if word not in str(error):
                 raise AssertionError(f"expected {word!r} in {error}") from error
@@ -351,17 +381,20 @@ def data_parallel(rows: list[int], rank: int, dtype: torch.dtype) -> None:
         close(f"{name} after three steps", getattr(towers, name).detach(), truth.detach(), dtype)
 
 
-def main(rank: int, size: int, store: str, out: str, death: bool) -> None:
+def main(rank: int, size: int, store: str, out: str, end: str | None) -> None:
+    """`end` is how the last rank fails, "death" or "hang"; None for the checks."""
+    from . import forms  # noqa: F401  (registers its checks)
+
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{store}",
         rank=rank,
         world_size=size,
-        timeout=timedelta(seconds=10 if death else 120),
+        timeout=timedelta(seconds=120 if end is None else 8),
     )
-    if death:
-        mourn(rank, Path(out))
+    if end is not None:
+        mourn(rank, Path(out), end)
         return
     problems = []
     for name, function in CHECKS.items():
@@ -377,15 +410,21 @@ def main(rank: int, size: int, store: str, out: str, death: bool) -> None:
     dist.destroy_process_group()
 
 
-def mourn(rank: int, out: Path) -> None:
-    """The last rank dies after a first step; the others must end with words about it, and soon."""
+def mourn(rank: int, out: Path, end: str) -> None:
+    """The last rank dies, or stops, after a first step; the others must end with words about it, and soon.
+
+    A death meets the gather, a hang the ring, whose first messages are then already its columns.
+    """
     x = torch.randn(2, DEPTH)
-    distributed.info_nce(x, x)
+    options: dict[str, Any] = {} if end == "death" else {"form": "ring", "even": True}
+    distributed.info_nce(x, x, **options)
     if rank == dist.get_world_size() - 1:
+        if end == "hang":
+            time.sleep(25)
         os._exit(9)
     start = time.monotonic()
     try:
-        distributed.info_nce(x, x)
+        distributed.info_nce(x, x, **options)
     except RuntimeError as error:
         Path(out, f"{rank}.txt").write_text(f"{time.monotonic() - start:.1f} {error}")
     sys.stdout.flush()

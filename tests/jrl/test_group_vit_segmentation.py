@@ -73,8 +73,16 @@ def by_hand(
                 scores[c, y, x] = (
                     exponents[c] / sum(exponents) * exponents[c] / sum(exponents[k] for k in near)
                 )
-    best = scores.amax(dim=0)
-    return scores, best < min(threshold, float(best.max()))
+    near_sums = [sum(math.exp(scale * float(group @ names[k])) for k in near) for group in segments]
+    best = max(
+        math.exp(2 * scale * float(group @ names[c]))
+        / sum(math.exp(scale * float(group @ name)) for name in names)
+        / near_sum
+        for group, near_sum in zip(segments, near_sums, strict=True)
+        for c in near
+    )
+    # float32 of the score itself, where the best group is the pixel's own
+    return scores, scores.amax(dim=0) < min(threshold, best * (1 - 1e-6))
 
 
 def test_class_scores_are_those_of_the_code() -> None:
@@ -89,7 +97,16 @@ def test_class_scores_are_those_of_the_code() -> None:
             scores, background = by_hand(segments[row], image[row], names, pixels[row], 8.0, 3, threshold)
             torch.testing.assert_close(found[row, 1:], scores, rtol=1e-4, atol=1e-6)
             assert torch.equal(found[row, 0].bool(), background)
-            assert not background.all()  # the best pixel of a picture is never background
+            assert not background.all()  # the pixels of the best group are never background
+    # where the best group has won no pixel, all of the picture may be background
+    certain = (8.0 * segments[0] @ names.T).softmax(dim=-1).amax(dim=-1)
+    winner = int(certain.argmin())
+    pixels = torch.zeros(1, 4, 3, 5)
+    pixels[:, winner] = 1.0
+    found = class_scores(
+        segments[:1], image[:1], names, pixels, scale=8.0, mode="code", top_k=None, background_threshold=0.99
+    )
+    assert (found[:, 0] == 1).all()
 
 
 def test_modes_products_and_thresholds_of_a_segmentation() -> None:

@@ -171,6 +171,11 @@ def test_schedule_rises_and_falls() -> None:
     assert factor(4) == 1
     assert factor(12) == pytest.approx(0.1 + 0.9 * 0.5)
     assert factor(20) == factor(99) == pytest.approx(0.1)
+    warm = warmup_cosine(4, 20, 0.1, start_factor=0.2)
+    assert [warm(step) for step in range(5)] == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0])
+    assert [warm(step) for step in range(4, 30)] == [factor(step) for step in range(4, 30)]
+    with pytest.raises(ValueError, match="start_factor"):
+        warmup_cosine(1, 20, 0.1, -0.5)
     with pytest.raises(ValueError, match="warmup_steps"):
         warmup_cosine(20, 20, 0.1)
     with pytest.raises(ValueError, match="final_factor"):

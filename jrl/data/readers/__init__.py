@@ -6,11 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from jrl.data.readers.coco import read_coco, read_karpathy
+from jrl.data.readers.coco_object import read_coco_object
 from jrl.data.readers.common import FormatError
 from jrl.data.readers.folder import read_folder
+from jrl.data.readers.masks import SegmentationSet
 from jrl.data.readers.narratives import read_localized_narratives
+from jrl.data.readers.pascal_context import read_pascal_context
 from jrl.data.readers.shards import UnsafeTarError, expand_shards, read_webdataset
 from jrl.data.readers.tables import read_cc3m, read_cc12m, read_csv, read_flickr30k
+from jrl.data.readers.voc import read_voc
 from jrl.data.sample import SampleSet
 
 FORMATS: dict[str, Callable[..., SampleSet]] = {
@@ -23,6 +27,13 @@ FORMATS: dict[str, Callable[..., SampleSet]] = {
     "webdataset": read_webdataset,
     "localized_narratives": read_localized_narratives,
     "folder": read_folder,
+}
+
+# pictures with the class of every pixel: each takes a root and, by keyword, the name of a split
+SEGMENTATION_FORMATS: dict[str, Callable[..., SegmentationSet]] = {
+    "voc": read_voc,
+    "context": read_pascal_context,
+    "coco": read_coco_object,
 }
 
 
@@ -42,17 +53,22 @@ def read(format: str, /, **arguments: Any) -> SampleSet:
 
 __all__ = [
     "FORMATS",
+    "SEGMENTATION_FORMATS",
     "FormatError",
+    "SegmentationSet",
     "UnsafeTarError",
     "expand_shards",
     "read",
     "read_cc3m",
     "read_cc12m",
     "read_coco",
+    "read_coco_object",
     "read_csv",
     "read_flickr30k",
     "read_folder",
     "read_karpathy",
     "read_localized_narratives",
+    "read_pascal_context",
+    "read_voc",
     "read_webdataset",
 ]

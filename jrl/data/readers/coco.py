@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -56,17 +57,17 @@ def read_coco(
     path = existing_file(annotations, "annotations")
     folder, skips = ImageFolder(images), SkipReport()
     keys = DistinctKeys(skips)
-    document = _load(path, "COCO captions", "caption")
+    document = load_document(path, "COCO captions", "caption")
     captions = _by_image(path, document, skips)
-    objects = _Instances(existing_file(instances, "instances"), skips) if instances is not None else None
+    objects = None if instances is None else Instances(existing_file(instances, "instances"), skips)
 
     samples = []
     for position, image in enumerate(document["images"]):
-        if not _is_image(image):
+        if not is_image(image):
             skips.add(BAD_ROW, f"{path}: images[{position}] needs 'id' and 'file_name'")
             continue
         name, where = image["file_name"], f"{path}: image {image['id']}"
-        found = folder.find_or_skip(skips, where, name, *_nested_name(image))
+        found = folder.find_or_skip(skips, where, name, *nested_name(image))
         if found is None:
             continue
         own = captions.pop(image["id"], [])
@@ -85,7 +86,7 @@ def read_coco(
         if objects is not None:
             objects.attach(sample, image)
         samples.append(sample)
-    known = {image["id"] for image in document["images"] if _is_image(image)}
+    known = {image["id"] for image in document["images"] if is_image(image)}
     for image_id, entries in captions.items():
         if image_id not in known:
             skips.add(UNKNOWN_IMAGE, f"{path}: image_id {image_id}", len(entries))
@@ -93,7 +94,8 @@ def read_coco(
     return SampleSet(samples, name=path.stem, skips=skips)
 
 
-def _is_image(image: Any) -> bool:
+def is_image(image: Any) -> bool:
+    """Whether an entry of "images" has what a reader needs."""
     return (
         isinstance(image, dict)
         and isinstance(image.get("file_name"), str)
@@ -119,7 +121,8 @@ def _is_box(box: Any) -> bool:
     )
 
 
-def _load(path: Path, expected: str, field: str) -> dict[str, Any]:
+def load_document(path: Path, expected: str, field: str) -> dict[str, Any]:
+    """Parse a COCO file that has `field` in its annotations; FormatError for another."""
     document = read_json(path, expected)
     if isinstance(document, dict):
         images, annotations = document.get("images"), document.get("annotations")
@@ -145,24 +148,36 @@ def _by_image(path: Path, document: dict[str, Any], skips: SkipReport) -> dict[A
     return grouped
 
 
-def _nested_name(image: dict[str, Any]) -> list[str]:
+def nested_name(image: dict[str, Any]) -> list[str]:
     """The name below the split's folder, as in the last two parts of `coco_url`."""
     url = image.get("coco_url")
     return ["/".join(PurePosixPath(url).parts[-2:])] if isinstance(url, str) and url.count("/") > 2 else []
 
 
-class _Instances:
+class Instances:
+    """The objects of an `instances_*.json`.
+
+    Args:
+        path: of the file.
+        skips: takes an account of broken boxes and unknown categories.
+
+    Attributes:
+        document: the parsed file.
+        names: of the categories, by id.
+    """
+
     def __init__(self, path: Path, skips: SkipReport) -> None:
-        document = _load(path, "COCO instances", "bbox")
+        self.document = document = load_document(path, "COCO instances", "bbox")
         self._path = path
         self._skips = skips
         self._by_image = _by_image(path, document, skips)
         categories = document.get("categories")
         if not isinstance(categories, list) or not all(_is_category(entry) for entry in categories):
             raise FormatError(f"{path}: expected COCO instances with 'categories' of 'id' and 'name'")
-        self._names: dict[Any, str] = {entry["id"]: entry["name"] for entry in categories}
+        self.names: dict[Any, str] = {entry["id"]: entry["name"] for entry in categories}
 
     def attach(self, sample: Sample, image: dict[str, Any]) -> None:
+        """Give a sample the boxes and the mask of a picture."""
         shapes: list[tuple[int, Any]] = []
         for entry in self._by_image.get(image["id"], []):
             where = f"{self._path}: annotation {entry.get('id')}"
@@ -176,12 +191,12 @@ class _Instances:
             if mask_id is not None:
                 shapes.append((mask_id, segmentation))
             category = entry.get("category_id")
-            known = isinstance(category, (int, str)) and category in self._names
+            known = isinstance(category, (int, str)) and category in self.names
             if not known:
                 self._skips.note(UNKNOWN_CATEGORY, f"{where}: {category}")
             sample.objects.append(
                 SceneObject(
-                    label=self._names[category] if known else str(category),
+                    label=self.names[category] if known else str(category),
                     attributes=("crowd",) if entry.get("iscrowd") else (),
                     box=(x, y, x + width, y + height),
                     mask_id=mask_id,
@@ -196,7 +211,8 @@ class CocoMask:
 
     Args:
         height, width: of the picture, in pixels.
-        shapes: (value, segmentation) pairs: polygons, or run lengths, as a list or COCO's compressed string.
+        shapes: (value, segmentation) pairs: polygons, or run lengths, as a list or COCO's compressed string. Polygons are
+            drawn by pycocotools where it is installed, else by Pillow, whose borders differ by a pixel here and there.
         key: the sample's name in messages.
     """
 
@@ -226,14 +242,19 @@ class CocoMask:
 
     def _decode(self, segmentation: Any) -> np.ndarray:
         height, width = self.height or 0, self.width or 0
+        coco_mask = _pycocotools()
         if isinstance(segmentation, list):
-            canvas = PIL.Image.new("1", (width, height))
-            draw = PIL.ImageDraw.Draw(canvas)
             for polygon in segmentation:
                 if not _is_polygon(polygon):
                     raise ValueError(
                         f"{self.key}: a polygon needs x, y of at least 3 corners, got {str(polygon)[:80]}"
                     )
+            if coco_mask is not None:
+                shapes = coco_mask.frPyObjects(segmentation, height, width)
+                return coco_mask.decode(coco_mask.merge(shapes)).astype(bool)
+            canvas = PIL.Image.new("1", (width, height))
+            draw = PIL.ImageDraw.Draw(canvas)
+            for polygon in segmentation:
                 draw.polygon(polygon, fill=1, outline=1)
             return np.array(canvas, dtype=bool)
         counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
@@ -244,14 +265,21 @@ class CocoMask:
             )
         if isinstance(counts, list):
             return _from_runs(counts, height, width, self.key)
-        try:
-            coco_mask = importlib.import_module("pycocotools.mask")
-        except ModuleNotFoundError as error:
+        if coco_mask is None:
             raise ModuleNotFoundError(
                 f"{self.key}: this mask is compressed run lengths, which pycocotools decodes: "
                 "pip install pycocotools"
-            ) from error
+            )
         return coco_mask.decode(segmentation).astype(bool)
+
+
+@cache
+def _pycocotools() -> Any:
+    """The module that draws masks as COCO does; None where it is not installed."""
+    try:
+        return importlib.import_module("pycocotools.mask")
+    except ModuleNotFoundError:
+        return None
 
 
 def _is_polygon(polygon: Any) -> bool:

@@ -194,7 +194,8 @@ class _Side:
         return softmax - self.per_positive[index]
 
 
-def _backward(grad_x: Tensor, grad_y: Tensor, *arguments: Any) -> tuple[Tensor | None, ...]:
+def backward(grad_x: Tensor, grad_y: Tensor, *arguments: Any) -> tuple[Tensor | None, ...]:
+    """The operator's backward before gradients are cast to their inputs' dtype, for those who add up parts of them."""
     *inputs, state_x, state_y, pair_logits, wanted_flags = arguments[:-4]
     problem = _Problem(*inputs, *arguments[-4:])
     source, options = problem.source, problem.options
@@ -271,5 +272,5 @@ register(
     gradients=("x", "y", "scores", "scale"),
     forward=_forward,
     fake=_forward_fake,
-    backward=_backward,
+    backward=backward,
 )

@@ -87,7 +87,8 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     return sums - group(positives.rows, sums.shape[0], in_order=True).reduce(pair_logits, "sum"), pair_logits
 
 
-def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor | None, ...]:
+def backward(grad: Tensor, *arguments: Any) -> tuple[Tensor | None, ...]:
+    """The operator's backward before gradients are cast to their inputs' dtype, for those who add up parts of them."""
     *inputs, pair_logits, flags, backend = arguments
     implementation, source, positives = _problem(*inputs, backend)
     listed = None if positives.rows is None else pair_logits
@@ -110,5 +111,5 @@ _operators.register(
     gradients=("x", "y", "scale", "bias"),
     forward=_forward,
     fake=_forward_fake,
-    backward=_backward,
+    backward=backward,
 )
