@@ -22,11 +22,12 @@ USAGE = """usage: jrl COMMAND [options]
   ground    find phrases by words:  jrl ground --run RUN --image FILE --caption "a red flag"
   segment   name every pixel:       jrl segment --run RUN --classes "cat, dog, background" FILE
   ablate    compare variants:       jrl ablate --out runs/ablation
+  demo      train on colour emoji:  jrl demo --out runs/demo
+
   generation-report    judge a generator:  jrl generation-report --run RUN --features DIR --encoder RUN
   generation-ablation  compare generators: jrl generation-ablation --run full=RUN --run none=RUN ...
   scene-classifier     train its judge:    jrl scene-classifier --out runs/scene_classifier
   human-rankings       sum up annotators:  jrl human-rankings --file FILE.csv --out DIR
-  demo      train on colour emoji:  jrl demo --out runs/demo
 
 `jrl COMMAND --help` lists the options; --traceback shows where an error came from.
 """

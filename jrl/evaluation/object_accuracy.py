@@ -32,12 +32,15 @@ class ObjectAccuracy:
     Attributes:
         soa_c: mean over the classes of the share of pictures that show them when asked to.
         soa_i: share over all pairs of a picture and a class that its text names.
+        unnamed: share over the other pairs of classes that some text names: what a detector finds though nobody asked for it,
+            which both shares hold by accident too; 0 where there is no such pair.
         by_class: of each class that a text names.
         counts: pictures whose text names the class.
     """
 
     soa_c: float
     soa_i: float
+    unnamed: float
     by_class: dict[str, float]
     counts: dict[str, int]
 
@@ -93,6 +96,7 @@ def object_accuracy(found: Tensor, named: Tensor, names: Sequence[str]) -> Objec
     counts, hits = named.sum(dim=0), (found & named).sum(dim=0)
     if not int(counts.sum()):
         raise ValueError("named: expected texts that name a class, got none that does")
+    others = ~named & (counts > 0)
     shares = {
         name: int(hit) / int(count)
         for name, hit, count in zip(names, hits, counts, strict=True)
@@ -101,6 +105,7 @@ def object_accuracy(found: Tensor, named: Tensor, names: Sequence[str]) -> Objec
     return ObjectAccuracy(
         sum(shares.values()) / len(shares),
         int(hits.sum()) / int(counts.sum()),
+        int((found & others).sum()) / max(1, int(others.sum())),
         shares,
         {name: int(count) for name, count in zip(names, counts, strict=True) if int(count)},
     )

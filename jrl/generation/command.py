@@ -161,7 +161,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def _add_judging(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--features", help="folder of `jrl scene-classifier`, or a file *.pt2: FID, IS")
+    parser.add_argument(
+        "--features", help="folder of `jrl scene-classifier`, or a file *.pt2 (--allow-pickle): FID, IS"
+    )
     parser.add_argument(
         "--encoder", help="folder of a run that the generator was not trained with: R-precision"
     )
@@ -174,7 +176,7 @@ def _add_judging(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of texts, noise and mismatched texts (0)")
     parser.add_argument("--batch-size", type=int, default=64, help="pictures generated together (64)")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--allow-pickle", action="store_true", help="take pickled weights")
+    parser.add_argument("--allow-pickle", action="store_true", help="take pickled weights and *.pt2")
 
 
 def _settings(options: argparse.Namespace) -> Settings:

@@ -62,6 +62,7 @@ class Scores:
         candidates: of R-precision.
         soa_c: share of the pictures in which a class that the text names is found, averaged over the classes.
         soa_i: the same over all pairs of a picture and a class that its text names.
+        found_unnamed: the same over all pairs of a picture and a class that its text does not name.
     """
 
     pictures: int
@@ -73,6 +74,7 @@ class Scores:
     candidates: int | None = None
     soa_c: float | None = None
     soa_i: float | None = None
+    found_unnamed: float | None = None
 
 
 @dataclass
@@ -227,7 +229,7 @@ def judge(
         classes = judges.detector.classes
         names = [one.name for one in classes]
         accuracy = object_accuracy(seen.found, named_objects(texts, classes), names)
-        values |= {"soa_c": accuracy.soa_c, "soa_i": accuracy.soa_i}
+        values |= {"soa_c": accuracy.soa_c, "soa_i": accuracy.soa_i, "found_unnamed": accuracy.unnamed}
     return Scores(seen.pictures, **values)  # type: ignore[arg-type]
 
 
@@ -261,21 +263,30 @@ def evaluate_generation(
         TypeError: the run's system is no `XMCGAN`.
         ValueError: no pair, a judge that was trained with, or a number that does not fit the metric.
     """
-    system = _generating(run)
+    size = picture_size(run)
     if not pairs:
         raise ValueError("pairs: expected at least one, got none")
-    if judges.network is not None:
-        check_independent(system, judges.network, "network")
-    if judges.encoder is not None:
-        check_independent(system, judges.encoder.system, "encoder")
-    if isinstance(judges.detector, nn.Module):
-        check_independent(system, judges.detector, "detector")
+    check_judges(run, judges)
     texts = [pair.text for pair in pairs]
     if reference is None and judges.network is not None:
         only = Judges(network=judges.network)
-        reference = look(real_pictures(pairs, picture_size(run), batch_size), only, run.device)
+        reference = look(real_pictures(pairs, size, batch_size), only, run.device)
     seen = look(generate_pictures(run, texts, seed=seed, batch_size=batch_size), judges, run.device)
     return judge(seen, reference, texts, judges, candidates=candidates, splits=splits, seed=seed)
+
+
+def check_judges(run: Run, judges: Judges) -> None:
+    """Refuse a judge that shares weights with what it is to judge.
+
+    Raises:
+        ValueError: see `check_independent`.
+    """
+    if judges.network is not None:
+        check_independent(run.system, judges.network, "network")
+    if judges.encoder is not None:
+        check_independent(run.system, judges.encoder.system, "encoder")
+    if isinstance(judges.detector, nn.Module):
+        check_independent(run.system, judges.detector, "detector")
 
 
 def picture_size(run: Run) -> int:

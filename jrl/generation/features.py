@@ -13,15 +13,12 @@ from jrl.generation.classifier import SceneClassifier
 
 
 class FeatureNetwork(nn.Module):
-    """A network for the two metrics out of one, or two, that are made for other things.
+    """A network for Frechet distance and inception score out of modules that are made for other things.
 
     Args:
-        features: pictures [B, 3, H, W] in [0, 1] to features [B, F], for the Frechet distance.
-        logits: features to logits [B, classes], for the inception score; None for no score.
-        prepare: pictures to what `features` expects, such as a resize or bytes.
-
-    Example:
-        An Inception network of torchvision: its pooled features, and its last layer for the logits.
+        features: pictures [B, 3, H, W] in [0, 1] to features [B, F], or to a pair of features and logits.
+        logits: features to logits [B, classes], where `features` gives none; None for no inception score.
+        prepare: pictures to what `features` expects, such as a resize, a normalisation or bytes.
     """
 
     def __init__(
@@ -39,16 +36,17 @@ class FeatureNetwork(nn.Module):
         return found if self.logits is None else (found, self.logits(found))
 
 
-def load_network(path: str | Path) -> nn.Module:
+def load_network(path: str | Path, *, allow_pickle: bool = False) -> nn.Module:
     """A network from pictures [B, 3, H, W] in [0, 1] to features [B, F], or to features and logits [B, classes].
 
     Args:
         path: a folder of `jrl scene-classifier`, or a file `*.pt2` that `torch.export.save` wrote, which holds any network with
             its weights.
+        allow_pickle: take such a file, which can run code as it is opened: torch lets it hold pickled objects.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
-        ValueError: it is something else, or unreadable.
+        ValueError: it is something else, or unreadable, or a file without leave.
     """
     path = Path(path)
     if not path.exists():
@@ -57,6 +55,10 @@ def load_network(path: str | Path) -> nn.Module:
         return SceneClassifier.load(path)
     if path.suffix != ".pt2":
         raise ValueError(f"features: expected a folder of `jrl scene-classifier` or a file *.pt2, got {path}")
+    if not allow_pickle:
+        raise ValueError(
+            f"{path}: exported programs may hold pickled objects and are read only with allow_pickle=True"
+        )
     try:
         program: Any = torch.export.load(path)
     except Exception as error:  # a broken archive fails in many ways

@@ -16,6 +16,7 @@ _SHOWN = {
     "r_precision": ("R-precision %", 100, 1),
     "soa_c": ("SOA-C %", 100, 1),
     "soa_i": ("SOA-I %", 100, 1),
+    "found_unnamed": ("found unnamed %", 100, 1),
 }
 SCORES = tuple(_SHOWN)
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from jrl.generation.classifier import SceneClassifier
 from jrl.generation.detector import ClassifierDetector
 from jrl.generation.evaluate import (
@@ -16,6 +18,7 @@ from jrl.generation.evaluate import (
     Pair,
     Scores,
     Seen,
+    check_judges,
     evaluate_generation,
     judge,
     look,
@@ -41,7 +44,7 @@ class Settings:
         seed: of texts, noise, mismatched texts and splits.
         batch_size: pictures generated together.
         device: where everything goes.
-        allow_pickle: take pickled weights.
+        allow_pickle: take pickled weights, and files of exported programs.
     """
 
     features: str | None = None
@@ -85,20 +88,26 @@ class Session:
     Raises:
         FileNotFoundError: there is no such run, folder or file.
         TypeError: the run's system is no `XMCGAN`.
-        ValueError: the part holds too few pictures, or what is loaded is unreadable.
+        ValueError: the part holds too few pictures, what is loaded is unreadable, or a judge shares weights with the run.
     """
 
     def __init__(
         self, first: str | Path, settings: Settings, say: Callable[[str], None] = lambda text: None
     ) -> None:
         self.settings, self.say = settings, say
-        self.size = picture_size(self._load(first))
-        network = None if settings.features is None else load_network(settings.features).to(settings.device)
-        encoder = None
+        run = self._load(first)
+        self.size = picture_size(run)
+        self._check_folder(first)
+        network: nn.Module | None = None
+        encoder: Run | None = None
+        if settings.features is not None:
+            network = load_network(settings.features, allow_pickle=settings.allow_pickle).to(settings.device)
         if settings.encoder is not None:
             encoder = Run.load(settings.encoder, device=settings.device, allow_pickle=settings.allow_pickle)
         detector = ClassifierDetector(network).eval() if isinstance(network, SceneClassifier) else None
         self.judges = Judges(network, encoder, detector)
+        # before anything slow begins
+        check_judges(run, self.judges)
         self.pairs, self.others = self._pairs(first)
         say(f"looking at {len(self.pairs)} real pictures")
         self.reference = self._look(self.pairs, self.judges)
@@ -111,9 +120,7 @@ class Session:
             TypeError: its system is no `XMCGAN`.
             ValueError: it is the encoder's run or shares weights with a judge, or has other texts or another picture size.
         """
-        encoder = self.settings.encoder
-        if encoder is not None and Path(encoder).resolve() == Path(folder).resolve():
-            raise ValueError(f"encoder: expected another run than the one that is judged, {folder}")
+        self._check_folder(folder)
         run = self._load(folder)
         if picture_size(run) != self.size:
             raise ValueError(
@@ -155,6 +162,11 @@ class Session:
     def _look(self, pairs: list[Pair], judges: Judges) -> Seen:
         pictures = real_pictures(pairs, self.size, self.settings.batch_size)
         return look(pictures, judges, self.settings.device)
+
+    def _check_folder(self, folder: str | Path) -> None:
+        encoder = self.settings.encoder
+        if encoder is not None and Path(encoder).resolve() == Path(folder).resolve():
+            raise ValueError(f"encoder: expected another run than the one that is judged, {folder}")
 
     def _load(self, folder: str | Path) -> Run:
         return Run.load(folder, device=self.settings.device, allow_pickle=self.settings.allow_pickle)

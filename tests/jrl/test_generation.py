@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from jrl.data.scenes import ScenePicture
+from jrl.data.scenes_drawing import COLOURS
 from jrl.encoders import ImageEncoder
 from jrl.generation import (
     CLASSES,
@@ -158,7 +159,7 @@ def test_any_network_with_its_weights_from_a_file(tmp_path: Path) -> None:
     pictures = torch.rand(3, 3, 32, 32)
     program = torch.export.export(network, (pictures,), dynamic_shapes=({0: torch.export.Dim("B")},))
     torch.export.save(program, tmp_path / "network.pt2")
-    loaded = load_network(tmp_path / "network.pt2")
+    loaded = load_network(tmp_path / "network.pt2", allow_pickle=True)
     seen, again = (look(real_pictures(pairs(), 32), Judges(network=one)) for one in (network, loaded))
     assert seen.features is not None and again.features is not None
     torch.testing.assert_close(again.features, seen.features)
@@ -168,7 +169,9 @@ def test_any_network_with_its_weights_from_a_file(tmp_path: Path) -> None:
     assert logits.shape == (3, 5)
     (tmp_path / "broken.pt2").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="not a program of `torch.export.save`"):
-        load_network(tmp_path / "broken.pt2")
+        load_network(tmp_path / "broken.pt2", allow_pickle=True)
+    with pytest.raises(ValueError, match="are read only with allow_pickle=True"):
+        load_network(tmp_path / "network.pt2")
     with pytest.raises(ValueError, match="features: expected a folder of `jrl scene-classifier` or a file"):
         load_network(Path(__file__))
     with pytest.raises(FileNotFoundError, match="features: no folder or file"):
@@ -208,3 +211,19 @@ def test_the_classifiers_scores() -> None:
     torch.testing.assert_close(network(pictures)[1][:, 19].exp(), expected)
     with pytest.raises(ValueError, match="image_size: expected 32 or 64, got 48"):
         SceneClassifier(48)
+
+
+def test_the_classifier_learns_colours_in_a_few_steps() -> None:
+    network, _ = train_scene_classifier(32, scenes=512, epochs=10, width=8, max_objects=1)
+    with torch.no_grad():
+        (pictures,) = real_pictures(pairs(24), 32)
+        cells = network.cells(pictures.float() / 255)
+    right = total = 0
+    for place, sample in enumerate(scenes()):
+        mask = torch.from_numpy(sample.load_mask()[::2, ::2].astype("int64"))
+        for thing in sample.objects:
+            said = cells.colour[place].argmax(dim=0)[mask == thing.mask_id]
+            right += int((said == list(COLOURS).index(thing.attributes[-1])).sum())
+            total += len(said)
+    # eight colours: 0.125 by chance
+    assert right / total > 0.6

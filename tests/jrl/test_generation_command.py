@@ -54,7 +54,7 @@ def test_a_report(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     run, out = str(folder / "full-0"), tmp_path / "out"
     assert main(["generation-report", "--run", run, *judging(folder), "--out", str(out)]) == 0
     table = (out / "generation.md").read_text()
-    assert table.splitlines()[0] == "|  | FID | IS | R-precision % | SOA-C % | SOA-I % |"
+    assert table.splitlines()[0] == "|  | FID | IS | R-precision % | SOA-C % | SOA-I % | found unnamed % |"
     assert table.strip() in capsys.readouterr().out
     values = json.loads((out / "generation.json").read_text())
     assert values["settings"]["samples"] == 16
@@ -78,7 +78,7 @@ def test_an_ablation_over_seeds(folder: Path, tmp_path: Path, capsys: pytest.Cap
     )
     assert none == {"mean": fids[2], "deviation": None, "values": fids[2:]}
     lines = (tmp_path / "ablation.md").read_text().splitlines()
-    assert lines[0] == "| variant | seeds | FID | IS | R-precision % | SOA-C % | SOA-I % |"
+    assert lines[0] == "| variant | seeds | FID | IS | R-precision % | SOA-C % | SOA-I % | found unnamed % |"
     assert lines[2].startswith(f"| full | 2 | {full['mean']:.2f} ± {full['deviation']:.2f} | ")
     assert lines[3].startswith(f"| none | 1 | {none['mean']:.2f} | ")
     # what is judged is not judged again

@@ -62,6 +62,8 @@ def test_accuracy_over_classes_and_over_pictures() -> None:
     accuracy = object_accuracy(found, named, ["a", "b", "c"])
     assert accuracy.soa_c == pytest.approx((0.75 + 0) / 2)
     assert accuracy.soa_i == pytest.approx(3 / 5)
+    # of a 1 pair and of b 4 that no text names, 1 and 3 are found
+    assert accuracy.unnamed == pytest.approx(4 / 5)
     assert accuracy.by_class == {"a": 0.75, "b": 0.0}
     assert accuracy.counts == {"a": 4, "b": 1}
     with pytest.raises(ValueError, match="named: expected texts that name a class, got none that does"):
