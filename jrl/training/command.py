@@ -204,7 +204,8 @@ def _part_of_config(run: str | Path, name: str, kind: type) -> Any:
 
     path = Path(run) / "config.yaml"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; name the pictures with --images")
+        hint = ", or name the pictures with --images" if name == "data" else ""
+        raise FileNotFoundError(f"{path}: no such file; expected a folder that `jrl fit` wrote{hint}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, name)
     import yaml
