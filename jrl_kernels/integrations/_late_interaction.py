@@ -36,7 +36,12 @@ def every_pair(
 ) -> Tensor:
     """[Q, T, D], [C, L, D] -> [Q, C]: query tokens pick document tokens."""
     scores = max_sim(
-        documents, queries, region_mask=document_mask, word_mask=query_mask, mask_mode=mask_mode, reduce=reduce
+        documents,
+        queries,
+        region_mask=document_mask,
+        word_mask=query_mask,
+        mask_mode=mask_mode,
+        reduce=reduce,
     )
     return scores.T
 

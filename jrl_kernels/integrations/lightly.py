@@ -1,6 +1,6 @@
 """A look-alike of lightly's `NTXentLoss`. lightly itself is not imported.
 
-    from jrl_kernels.integrations.lightly import NTXentLoss     # was: from lightly.loss import NTXentLoss
+from jrl_kernels.integrations.lightly import NTXentLoss     # was: from lightly.loss import NTXentLoss
 """
 
 from __future__ import annotations

@@ -121,7 +121,9 @@ def colbert_scores_pairwise(
     queries_embeddings: Tensor, documents_embeddings: Tensor, backend: str | None = None
 ) -> Tensor:
     """Scores [B] of query i [B, T, D] with document i [B, L, D]."""
-    return colbert_kd_scores(queries_embeddings, as_tensor(documents_embeddings)[:, None], backend=backend)[:, 0]
+    return colbert_kd_scores(queries_embeddings, as_tensor(documents_embeddings)[:, None], backend=backend)[
+        :, 0
+    ]
 
 
 def _check(op: str, backend: str | None, masked_documents: str) -> None:

@@ -1,6 +1,6 @@
 """pytorch-metric-learning's `NTXentLoss` without its matrices of pairs.
 
-    from jrl_kernels.integrations.pytorch_metric_learning import NTXentLoss
+from jrl_kernels.integrations.pytorch_metric_learning import NTXentLoss
 """
 
 from __future__ import annotations

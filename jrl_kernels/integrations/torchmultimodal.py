@@ -1,6 +1,6 @@
 """A look-alike of torchmultimodal's `ContrastiveLossWithTemperature`. torchmultimodal itself is not imported.
 
-    from jrl_kernels.integrations.torchmultimodal import ContrastiveLossWithTemperature
+from jrl_kernels.integrations.torchmultimodal import ContrastiveLossWithTemperature
 """
 
 from __future__ import annotations

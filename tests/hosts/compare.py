@@ -37,16 +37,18 @@ def values(loss: Loss, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def same(ours: Loss, theirs: Loss, tensors: Sequence[Tensor], tolerance: float = 1e-10) -> None:
     """Loss and gradients agree to `tolerance` of the largest number of each."""
-    for place, (found, truth) in enumerate(
-        zip(values(ours, tensors), values(theirs, tensors), strict=True)
-    ):
+    for place, (found, truth) in enumerate(zip(values(ours, tensors), values(theirs, tensors), strict=True)):
         assert found.shape == truth.shape
         limit = tolerance * max(float(truth.abs().max()), 1e-3)
         error = float((found.double() - truth.double()).abs().max())
-        assert error <= limit, f"{'loss' if place == 0 else f'gradient {place}'}: {error:.3g} over {limit:.3g}"
+        assert error <= limit, (
+            f"{'loss' if place == 0 else f'gradient {place}'}: {error:.3g} over {limit:.3g}"
+        )
 
 
-def train(model: nn.Module, step: Callable[[nn.Module, int], Tensor], steps: int = 4) -> tuple[list[float], Any]:
+def train(
+    model: nn.Module, step: Callable[[nn.Module, int], Tensor], steps: int = 4
+) -> tuple[list[float], Any]:
     """Losses of `steps` steps of SGD from a copy of the model, and the weights after them."""
     model = copy.deepcopy(model).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)

@@ -73,7 +73,10 @@ def test_the_signatures_are_the_hosts() -> None:
     for name in ("ClipLoss", "SigLipLoss", "CoCaLoss"):
         for method in ("__init__", "forward"):
             mine, host = (
-                {n: p.default for n, p in inspect.signature(getattr(getattr(m, name), method)).parameters.items()}
+                {
+                    n: p.default
+                    for n, p in inspect.signature(getattr(getattr(m, name), method)).parameters.items()
+                }
                 for m in (ours, theirs)
             )
             if name == "SigLipLoss" and method == "forward":
@@ -110,7 +113,13 @@ def clip(**options: Any) -> Any:
 
 
 def coca() -> Any:
-    image = {**IMAGE, "attentional_pool": True, "attn_pooler_heads": 2, "attn_pooler_queries": 4, "output_tokens": True}
+    image = {
+        **IMAGE,
+        "attentional_pool": True,
+        "attn_pooler_heads": 2,
+        "attn_pooler_queries": 4,
+        "output_tokens": True,
+    }
     text = {**TEXT, "embed_cls": True, "output_tokens": True}
     model = open_clip.CoCa(embed_dim=32, vision_cfg=image, text_cfg=text, multimodal_cfg=TEXT)
     with torch.no_grad():
@@ -131,7 +140,9 @@ def coca() -> Any:
     ],
     ids=["clip", "clip-accumulated", "siglip", "clip-with-bias", "coca"],
 )
-def test_the_hosts_training_loop(build: Any, loss: str, arguments: tuple[float, ...], accumulate: int) -> None:
+def test_the_hosts_training_loop(
+    build: Any, loss: str, arguments: tuple[float, ...], accumulate: int
+) -> None:
     torch.manual_seed(0)
     start = build()
     source = torch.Generator().manual_seed(5)
@@ -153,7 +164,9 @@ def test_the_hosts_training_loop(build: Any, loss: str, arguments: tuple[float, 
         criterion = getattr(module, loss)(*arguments)
         train_one_epoch(model, data, criterion, 0, optimizer, None, None, None, options, tb_writer=writer)
         logs[name] = {
-            (place, key): value for place, (key, value) in enumerate(written) if "loss" in key or "scale" in key
+            (place, key): value
+            for place, (key, value) in enumerate(written)
+            if "loss" in key or "scale" in key
         }
         weights[name] = model.state_dict()
     assert logs["ours"] == pytest.approx(logs["theirs"], rel=1e-4)
@@ -161,14 +174,18 @@ def test_the_hosts_training_loop(build: Any, loss: str, arguments: tuple[float, 
     moved = 0.0
     for key, truth in weights["theirs"].items():
         assert torch.allclose(weights["ours"][key], truth, atol=2e-6), key
-        moved = max(moved, float((truth.double() - start.state_dict()[key].double()).nan_to_num().abs().max()))
+        moved = max(
+            moved, float((truth.double() - start.state_dict()[key].double()).nan_to_num().abs().max())
+        )
     assert moved > 1e-3
 
 
 def test_messages() -> None:
     with pytest.raises(NotImplementedError, match="Horovod"):
         ours.ClipLoss(world_size=2, use_horovod=True)
-    with pytest.raises(ValueError, match="dist_impl must be bidir, shift, reduce, gather or None, got 'ring'"):
+    with pytest.raises(
+        ValueError, match="dist_impl must be bidir, shift, reduce, gather or None, got 'ring'"
+    ):
         ours.SigLipLoss(dist_impl="ring")
     with pytest.raises(RuntimeError, match="world_size is 2, but torch.distributed is not initialised"):
         ours.ClipLoss(world_size=2)(*features(3), 1.0)

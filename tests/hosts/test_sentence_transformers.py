@@ -35,9 +35,7 @@ from jrl_kernels.integrations import sentence_transformers as ours  # noqa: E402
 
 NOTHING = nn.Sequential(nn.Identity())  # embeddings come in: never called
 OTHERS = ("query_to_query", "doc_to_query", "doc_to_doc")
-JOINT = [
-    ("query_to_doc", *chosen) for count in range(4) for chosen in itertools.combinations(OTHERS, count)
-]
+JOINT = [("query_to_doc", *chosen) for count in range(4) for chosen in itertools.combinations(OTHERS, count)]
 CASES = [*((directions, "joint") for directions in JOINT)]
 CASES += [(("query_to_doc",), "per_direction"), (("query_to_doc", "doc_to_query"), "per_direction")]
 HARDNESS = [None, "in_batch_negatives", "hard_negatives", "all_negatives"]
@@ -82,7 +80,12 @@ def test_a_learnable_scale_and_other_similarities() -> None:
 
 def test_scores_far_below_the_positive_keep_their_gradient() -> None:
     """Parts of the denominator are not got by taking the positive away again: float32 keeps them."""
-    given = {"scale": 50.0, "directions": JOINT[-1], "hardness_mode": "all_negatives", "hardness_strength": 9.0}
+    given = {
+        "scale": 50.0,
+        "directions": JOINT[-1],
+        "hardness_mode": "all_negatives",
+        "hardness_strength": 9.0,
+    }
     base = embeddings(9, 3)
     base[1] = base[0] + 1e-3 * base[1]
     exact = ranking(theirs, **given)
@@ -170,7 +173,9 @@ def test_guided(folders: tuple[str, str], strategy: str, margin: float, anchors:
     given = [numbers(10 + seed, 7, 12) for seed in range(4)]
     same(run(ours), run(theirs), given)
     # the guide does sift: without it the loss is larger
-    loss = ours.CachedGISTEmbedLoss(model, guide, **{**options, "margin_strategy": "absolute", "margin": -9.0})
+    loss = ours.CachedGISTEmbedLoss(
+        model, guide, **{**options, "margin_strategy": "absolute", "margin": -9.0}
+    )
     assert float(loss.calculate_loss([[c] for c in given], guides)) > float(sifted[0]) + 0.05
 
 
@@ -242,7 +247,9 @@ def test_multi_vector_scores() -> None:
     assert (found[:, 2] == -1e9).all() and (scoring.colbert_scores(queries, documents, query_mask, document_mask)[:, 2] == -1e9).all()  # fmt: skip
     documents[0, 1] = 0.0  # padding without a mask
     assert torch.allclose(
-        ours.colbert_scores(queries, documents), scoring.colbert_scores(queries, documents).double(), rtol=1e-6
+        ours.colbert_scores(queries, documents),
+        scoring.colbert_scores(queries, documents).double(),
+        rtol=1e-6,
     )
 
 
@@ -267,7 +274,10 @@ def test_multi_vector_training(folders: tuple[str, str], tmp_path: Path) -> None
 
 
 def test_multi_vector_memory() -> None:
-    queries, documents = numbers(1, 32, 32, 32, dtype=torch.float32), numbers(2, 32, 1, 128, 32, dtype=torch.float32)
+    queries, documents = (
+        numbers(1, 32, 32, 32, dtype=torch.float32),
+        numbers(2, 32, 1, 128, 32, dtype=torch.float32),
+    )
     host = memory(lambda q, d: scoring.colbert_scores(q, d).sum(), queries, documents)
     fused = memory(lambda q, d: ours.colbert_scores(q, d).sum(), queries, documents)
     assert host > 32 * 32 * 32 * 128 * 4 > 4 * fused
