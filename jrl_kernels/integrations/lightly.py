@@ -83,7 +83,7 @@ class NTXentLoss(nn.Module):
         )
         if update:
             self._enqueue(out1.detach() if ranks is None else ranks.gather(out1.detach()))
-        return F.softplus(negatives - row_dots(out0, out1) / self.temperature).mean()
+        return -F.logsigmoid(row_dots(out0, out1) / self.temperature - negatives).mean()
 
     def _between_views(self, out0: Tensor, out1: Tensor, ranks: Ranks | None) -> Tensor:
         all0, all1 = (out0, out1) if ranks is None else (gather_rows(out0, ranks), gather_rows(out1, ranks))

@@ -67,7 +67,7 @@ class NTXentLoss(losses.NTXentLoss):  # type: ignore[misc]
         logits = scale * pair_dots(x, y, rows, columns)
         return {
             "loss": {
-                "losses": F.softplus(negatives[rows] - logits),
+                "losses": -F.logsigmoid(logits - negatives[rows]),
                 "indices": (rows, columns),
                 "reduction_type": "pos_pair",
             }
