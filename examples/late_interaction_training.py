@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 
 import torch
-from toy import WORDS, Progress, matched, pictures, words
 from torch import Tensor, nn
+from toy import WORDS, Progress, matched, pictures, words
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from lightly.loss import NTXentLoss as HostLoss
 from lightly.models.modules import SimCLRProjectionHead
-from toy import Progress, matched, pictures
 from torch import Tensor, nn
+from toy import Progress, matched, pictures
 
 from jrl_kernels.integrations.lightly import NTXentLoss
 

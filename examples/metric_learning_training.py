@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 from pytorch_metric_learning.losses import NTXentLoss as HostLoss
-from toy import Progress, matched, pictures
 from torch import nn
+from toy import Progress, matched, pictures
 
 from jrl_kernels.integrations.pytorch_metric_learning import NTXentLoss
 

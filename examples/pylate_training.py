@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from pylate.losses import Contrastive
-from toy import Progress, matched, sentences, tiny_bert
 from torch import Tensor, nn
+from toy import Progress, matched, sentences, tiny_bert
 from transformers import AutoModel, AutoTokenizer
 
 from jrl_kernels.integrations.pylate import ColBERTScores, colbert_scores

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from toy import WORDS, Progress, matched, pictures, words
 from torch import nn
+from toy import WORDS, Progress, matched, pictures, words
 
 
 def main() -> None:

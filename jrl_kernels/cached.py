@@ -27,12 +27,12 @@ def cached_step(
 
     1. Every encoder runs over its input chunk by chunk without a graph.
     2. `loss` is computed once, of the embeddings of the whole batch, and differentiated with respect to them.
-    3. Every chunk is encoded again, with a graph, under the random numbers and the autocast of its first pass, and takes its share
-       of the gradient of the embeddings back to the parameters.
+    3. Every chunk is encoded again, with a graph, under the random numbers and the autocast of its first pass, and takes its
+       share of the gradient of the embeddings back to the parameters.
 
-    Gao et al. 2021 (GradCache); the loss may be any of this package's, so that neither activations nor logits grow with B². The
-    gradients equal those of the same chunks with all their graphs kept, and therefore those of a step over the whole batch, unless
-    an encoder looks at other rows (batch normalisation sees a chunk, and updates its running statistics twice).
+    Gao et al. 2021 (GradCache). The loss may be any of this package's, which do not make the logits either. The gradients equal
+    those of the same chunks with all their graphs kept, and so those of a step over the whole batch, unless an encoder draws
+    random numbers or looks at other rows (batch normalisation sees a chunk, and updates its running statistics twice).
 
         loss = cached_step(
             (image_encoder, text_encoder), (images, tokens),
@@ -41,13 +41,13 @@ def cached_step(
         optimizer.step()
 
     Args:
-        encoders: one, or several; modules or functions that return a tensor, or a tuple, list or dict of tensors, of as many rows as
-            they are given.
+        encoders: one, or several; modules or functions that return a tensor, or a tuple, list or dict of tensors, of as many
+            rows as they are given.
         inputs: one for each encoder (for one encoder that is not in a sequence: its input): a tensor; a tuple or list, given as
-            positional arguments; or a mapping, given as keywords. Tensors with axes are cut along their first, which they must share;
-            everything else is given to every chunk as it is.
-        loss: called with what each encoder returned, of the whole batch; returns a 0-d tensor, or a tuple that begins with one. What
-            it learns (a scale) gets its gradient too.
+            positional arguments; or a mapping, given as keywords. Tensors with axes are cut along their first, which they must
+            share; everything else is given to every chunk as it is.
+        loss: called with what each encoder returned, of the whole batch; returns a 0-d tensor, or a tuple that begins with one.
+            What it learns (a scale) gets its gradient too.
         chunk_size: rows at a time, or one number for each encoder.
         scaler: a torch.amp.GradScaler; then `scaler.step(optimizer)` and `scaler.update()` are left to do.
         parallel: the DistributedDataParallel modules that encoders call, where an encoder is a function; those among the encoders

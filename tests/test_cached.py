@@ -165,6 +165,7 @@ def test_one_encoder() -> None:
     truth = loss(torch.cat([model.image(part) for part in views.split(5)]))
     truth.backward()
     assert torch.allclose(found, truth, rtol=1e-12)
+    assert first_views is not None and views.grad is not None
     agree({**first, "views": first_views}, {**grads(model), "views": views.grad})
 
 

@@ -34,8 +34,8 @@ def maxsim(
         D: [Ld, d], [Nd, Ld, d] for every pair, or [Nq, K, Ld, d] for candidates of each query's own.
         q_mask, d_mask: True for tokens that count; axes as those of Q and D.
         normalize: divide every token by its Euclidean norm first.
-        backward: late-interaction-kernels' strategy, "auto", "unified" or "lowmem"; accepted. There is one backward, deterministic,
-            summed in float32.
+        backward: late-interaction-kernels' strategy, "auto", "unified" or "lowmem"; accepted. There is one backward,
+            deterministic and summed in float32.
 
     Returns:
         float32 (float64) scores: [Nq, Nd] or [Nq, K], without the axis of a side that was given as one sequence.

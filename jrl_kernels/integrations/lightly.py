@@ -36,8 +36,8 @@ class NTXentLoss(nn.Module):
     Raises:
         ValueError: a temperature of 0, a bank without a width, gather_distributed without torch.distributed.
 
-    Gradients: out0, out1. Across ranks the loss is this rank's rows', and gathered views carry gradients: after DDP's average they
-    are those of one process with the whole batch.
+    Gradients: out0, out1. Across ranks the loss is of this rank's rows, and gathered views carry gradients: after DDP's average
+    they are those of one process with the whole batch.
     """
 
     bank: Tensor

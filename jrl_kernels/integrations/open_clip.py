@@ -2,8 +2,8 @@
 
     from jrl_kernels.integrations.open_clip import ClipLoss     # was: from open_clip import ClipLoss
 
-Constructors, call forms and results are those of open_clip 3 and of its main branch (which has no `use_horovod`); the loss goes to
-open_clip's training loop, or to a task as `CLIPTask(model, loss=ClipLoss())`. The logits [B, B] are never made.
+Constructors, call forms and results are those of open_clip 3 and of its main branch (which has no `use_horovod`); the loss goes
+to open_clip's training loop, or to a task as `CLIPTask(model, loss=ClipLoss())`. The logits [B, B] are never made.
 
 With `world_size > 1` the loss is that of the batches of all ranks, and after DDP's average the gradients of every parameter are
 those of one process with the whole batch, whatever `local_loss` and `gather_with_grad` say (docs/integrations.md has the table of

@@ -68,8 +68,8 @@ class ColBERTScores:
     Args:
         masked_documents: as in `colbert_scores`.
 
-    Called with queries [Q, T, D] and the stacked documents [C, N, L, D] of PyLate 1.6 it returns [Q, C N], document n of group c in
-    column c N + n; with documents [C, L, D], as PyLate before 1.5 calls it, [Q, C].
+    Called with queries [Q, T, D] and the stacked documents [C, N, L, D] of PyLate 1.6 it returns [Q, C N], document n of group c
+    in column c N + n; with documents [C, L, D], as for `colbert_scores`, [Q, C].
     """
 
     def __init__(self, masked_documents: str = "zero") -> None:

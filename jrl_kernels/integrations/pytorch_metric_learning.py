@@ -25,13 +25,14 @@ from ._softmax import common_dtype, log_sum_exp, pair_dots
 __all__ = ["NTXentLoss"]
 
 
-class NTXentLoss(losses.NTXentLoss):  # type: ignore[misc]
+class NTXentLoss(losses.NTXentLoss):
     """NT-Xent with labels: every pair of equal labels is a positive, its other positives are no negatives.
 
-        loss_ip = softplus(LSE_{n: label_n != label_i} s_in - s_ip),  s = cos / temperature,  averaged over the positive pairs (i, p)
+        loss_ip = softplus(LSE_{n: label_n != label_i} s_in - s_ip),  s = cos / temperature
 
-    Chen et al. 2020, as pytorch-metric-learning spells it. It holds a similarity for each pair and, for each positive pair, a row
-    of all negative pairs; here the negatives' sum is one sweep over rows and columns, and only the positive pairs are listed.
+    averaged over the positive pairs (i, p). Chen et al. 2020, as pytorch-metric-learning spells it. It holds a similarity for each
+    pair and, for each positive pair, a row of all negative pairs; here the negatives' sum is one sweep over rows and columns, and
+    only the positive pairs are listed.
 
     It is a subclass, so that reducers, regularisers, miners, `CrossBatchMemory` and `SelfSupervisedLoss` work as ever. Arguments:
     those of the host's. A distance that is neither CosineSimilarity nor DotProductSimilarity is left to the host.

@@ -3,8 +3,9 @@
     from jrl_kernels.integrations.sentence_transformers import MultipleNegativesRankingLoss
     trainer = SentenceTransformerTrainer(model, train_dataset=pairs, loss=MultipleNegativesRankingLoss(model))
 
-`MultipleNegativesRankingLoss`, `CachedMultipleNegativesRankingLoss` and `CachedGISTEmbedLoss` are subclasses of sentence-transformers'
-own (6.2), with the same arguments. For its multi-vector models `colbert_scores` and `mean_colbert_scores` are a `similarity_fct`:
+`MultipleNegativesRankingLoss`, `CachedMultipleNegativesRankingLoss` and `CachedGISTEmbedLoss` are subclasses of those of
+sentence-transformers 6.2, with their arguments. For multi-vector models `colbert_scores` and `mean_colbert_scores` are a
+`similarity_fct`:
 
     MultiVectorMultipleNegativesRankingLoss(model, similarity_fct=colbert_scores)
 """
@@ -40,7 +41,7 @@ __all__ = [
 EMPTY_DOCUMENT = -1e9
 
 
-class MultipleNegativesRankingLoss(losses.MultipleNegativesRankingLoss):  # type: ignore[misc]
+class MultipleNegativesRankingLoss(losses.MultipleNegativesRankingLoss):
     """InfoNCE of queries with documents and hard negatives, in any of the host's directions, partitions and hardness modes.
 
     With a query's own positive s_i, `directions` says which of the similarities query-document, query-query, document-query and
@@ -48,7 +49,7 @@ class MultipleNegativesRankingLoss(losses.MultipleNegativesRankingLoss):  # type
     get hardness_strength * sim more, without gradient. At most two sweeps, one for the rows of queries and one for those of
     documents; nothing of size B x N is stored.
 
-    Arguments, returns and errors are the host's. A `similarity_fct` that is neither `cos_sim` nor `dot_score` is left to the host.
+    Arguments, returns and errors are the host's. Any `similarity_fct` but `cos_sim` and `dot_score` is left to the host.
 
     Gradients: the embeddings. With `gather_across_devices` the loss is of this rank's rows, and gathered embeddings carry
     gradients, as in the host.
@@ -63,7 +64,7 @@ class MultipleNegativesRankingLoss(losses.MultipleNegativesRankingLoss):  # type
         return _ranking_loss(self, list(embeddings))
 
 
-class CachedMultipleNegativesRankingLoss(losses.CachedMultipleNegativesRankingLoss):  # type: ignore[misc]
+class CachedMultipleNegativesRankingLoss(losses.CachedMultipleNegativesRankingLoss):
     """`MultipleNegativesRankingLoss` with the host's gradient caching: the loss over the whole batch is one call, not a loop over
     mini-batches of rows. Arguments, returns and errors are the host's."""
 
@@ -80,12 +81,13 @@ class CachedMultipleNegativesRankingLoss(losses.CachedMultipleNegativesRankingLo
         return loss
 
 
-class CachedGISTEmbedLoss(losses.CachedGISTEmbedLoss):  # type: ignore[misc]
+class CachedGISTEmbedLoss(losses.CachedGISTEmbedLoss):
     """InfoNCE whose negatives a guide model sifts, with the host's gradient caching.
 
-    A pair leaves the softmax where the guide finds it more similar than the positive less `margin`. Which pairs those are follows
-    from a second similarity matrix, so no fused loss knows them; rows are taken `mini_batch_size` at a time as in the host, but by
-    matrix products of unit rows, where the host broadcasts [rows, N, D]. Arguments, returns and errors are the host's.
+    A pair leaves the softmax where the guide finds it more similar than the positive less `margin`. Which pairs those are
+    follows from a second similarity matrix, so no fused loss knows them; rows are taken `mini_batch_size` at a time as in the
+    host, but by matrix products of unit rows, where the host broadcasts [rows, N, D]. Arguments, returns and errors are the
+    host's.
     """
 
     def calculate_loss(
@@ -137,7 +139,7 @@ def colbert_scores(
         length_normalize: divide by the number of a query's tokens.
 
     Returns:
-        float32 (float64) scores [Q, C N]; document n of group c is column c N + n. One without tokens scores -1e9, as in the host.
+        float32 (float64) scores [Q, C N]; document n of group c is column c N + n. One without tokens scores -1e9, as there.
 
     Gradients: queries_embeddings, documents_embeddings; once differentiable.
     """

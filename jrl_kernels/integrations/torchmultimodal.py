@@ -17,6 +17,9 @@ from .. import distributed, info_nce
 
 __all__ = ["BackpropType", "ContrastiveLossWithTemperature"]
 
+LOG_OF_ONE, LOG_OF_ONE_HUNDRED = 0.0, math.log(100)
+LOG_OF_THE_FIRST_SCALE = math.log(1 / 0.07)
+
 
 class BackpropType(Enum):
     """Where the gradients of gathered embeddings go; torchmultimodal's own enumeration is taken too."""
@@ -46,9 +49,9 @@ class ContrastiveLossWithTemperature(nn.Module):
 
     def __init__(
         self,
-        logit_scale: float | nn.Parameter = math.log(1 / 0.07),
-        logit_scale_min: float | None = math.log(1),
-        logit_scale_max: float | None = math.log(100),
+        logit_scale: float | nn.Parameter = LOG_OF_THE_FIRST_SCALE,
+        logit_scale_min: float | None = LOG_OF_ONE,
+        logit_scale_max: float | None = LOG_OF_ONE_HUNDRED,
     ) -> None:
         super().__init__()
         if logit_scale_min is None and logit_scale_max is None:
@@ -92,12 +95,11 @@ class ContrastiveLossWithTemperature(nn.Module):
             "weights": None if mask is None else mask.to(torch.float32),
         }
         ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        if ranks == 1:
-            loss: Tensor = info_nce(embeddings_a, embeddings_b, **options)
-            return loss
-        if getattr(backprop_type, "name", backprop_type) != "GLOBAL":
+        if ranks > 1 and getattr(backprop_type, "name", backprop_type) != "GLOBAL":
             raise NotImplementedError(
                 f"ContrastiveLossWithTemperature: across ranks only BackpropType.GLOBAL is computed, got {backprop_type}"
             )
-        loss = distributed.info_nce(embeddings_a, embeddings_b, **options)
+        loss: Tensor = (distributed.info_nce if ranks > 1 else info_nce)(
+            embeddings_a, embeddings_b, **options
+        )
         return loss

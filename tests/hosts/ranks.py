@@ -1,7 +1,7 @@
 """What each rank of test_ranks.py does, in real processes that talk through gloo.
 
-The truth is one process with the whole batch. Averaged over the ranks, as DDP does, our gradients must be its, and the mean over the
-ranks of our losses its loss. The hosts run beside us: where they are right we agree, and where they are not it shows here.
+The truth is one process with the whole batch. Averaged over the ranks, as DDP does, our gradients must be its, and the mean over
+the ranks of our losses its loss. The hosts run beside us: where they are right we agree, and where they are not it shows here.
 """
 
 from __future__ import annotations

@@ -170,8 +170,8 @@ def test_metric_learning_training() -> None:
 
 
 def test_metric_learning_memory() -> None:
-    labels = torch.arange(128).repeat(2)
-    embeddings = numbers(1, 256, 32, dtype=torch.float32)
+    labels = torch.arange(80).repeat(2)
+    embeddings = numbers(1, 160, 32, dtype=torch.float32)
     host, fused = (memory(labelled(m, labels), embeddings) for m in (losses, our_metric))
     assert host > 10 * fused
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-WORDS = "red green blue old new small big cat dog bird house tree runs sleeps sings falls in on under the a".split()
+WORDS = ["red", "green", "blue", "old", "new", "small", "big", "cat", "dog", "bird", "house", "tree"]
+WORDS += ["runs", "sleeps", "sings", "falls", "in", "on", "under", "the", "a"]
 SIZES: dict[str, Any] = {
     "hidden_size": 24,
     "intermediate_size": 48,
