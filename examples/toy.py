@@ -69,7 +69,7 @@ def sentences(kinds: Tensor) -> tuple[list[str], list[str]]:
 
 def tiny_bert(folder: Path) -> str:
     """A BERT with random weights and its tokenizer, saved to a folder, for libraries that load by name."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertConfig, BertModel, BertTokenizer
 
     known = [
         "[PAD]",
@@ -96,7 +96,7 @@ def tiny_bert(folder: Path) -> str:
         max_position_embeddings=32,
     )
     BertModel(config).save_pretrained(folder)
-    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
     return str(folder)
 
 

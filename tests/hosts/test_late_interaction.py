@@ -63,7 +63,9 @@ def test_pylate(masks: str, kind: torch.dtype) -> None:
     )
     candidates = numbers(4, 4, 2, 7, 6)
     if document_mask is not None:
-        given["documents_mask"] = torch.cat([given["documents_mask"], torch.ones(1, 2, 7, dtype=kind)])
+        given["documents_mask"] = torch.cat(
+            [torch.stack([document_mask, document_mask.flip(1)], 1), torch.ones(1, 2, 7, dtype=kind)]
+        )
     same(
         weighed(our_pylate.colbert_kd_scores, 4, 2, **given),
         weighed(scores.colbert_kd_scores, 4, 2, **given),
@@ -118,7 +120,7 @@ class ColBERT(nn.Module):
 
 
 @pytest.mark.parametrize("loss", ["Contrastive", "CachedContrastive", "Distillation"])
-def test_pylate_training(loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pylate_training(loss: str, tmp_path: Path) -> None:
     model = ColBERT(checkpoint(tmp_path, 0))
 
     def step(metric: Any) -> Any:
@@ -134,12 +136,11 @@ def test_pylate_training(loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
         return run
 
-    metrics = (our_pylate.ColBERTScores(), scores.ColBERTScores())
+    metrics: tuple[Any, Any] = our_pylate.ColBERTScores(), scores.ColBERTScores()
     if loss == "Distillation":
-        metrics = (our_pylate.colbert_kd_scores, scores.colbert_kd_scores)
-    # a BERT's pooler has no part in it
-    results = [train(model, step(metric), 3) for metric in metrics]
-    same_training(*results, 1e-3)
+        metrics = our_pylate.colbert_kd_scores, scores.colbert_kd_scores
+    found, truth = (train(model, step(metric), 3) for metric in metrics)
+    same_training(found, truth, 1e-3)
 
 
 def test_pylate_memory() -> None:
@@ -198,7 +199,7 @@ def test_kernels(masks: str, normalize: bool) -> None:
     )
     options["d_mask"] = None if d_mask is None else d_mask[:, 0]
     same(
-        weighed(lambda *a, **o: our_kernels.maxsim_pairs(*a, **o, **given)[:, None], 4, 1, **options),
+        weighed(lambda q, d: our_kernels.maxsim_pairs(q, d, **options, **given)[:, None], 4, 1),
         weighed(each, 4, 1, **options),
         (QUERIES, candidates[:, 0]),
     )
@@ -213,8 +214,8 @@ def test_padding_may_hold_anything() -> None:
     dirty[0][~QUERY_MASK] = torch.nan
     dirty[1][~mask] = torch.nan
     dirty = [t.requires_grad_() for t in dirty]
-    for given in (clean, dirty):
-        our_kernels.maxsim(*given, q_mask=QUERY_MASK, d_mask=mask).sum().backward()
+    for q, d in (clean, dirty):
+        our_kernels.maxsim(q, d, q_mask=QUERY_MASK, d_mask=mask).sum().backward()
     for a, b in zip(clean, dirty, strict=True):
         assert torch.equal(a.grad, b.grad)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import BertConfig, BertModel, BertTokenizer
 
 WORDS = ["red", "green", "blue", "old", "new", "small", "big", "cat", "dog", "bird", "house", "tree"]
 WORDS += ["runs", "sleeps", "sings", "falls", "in", "on", "under", "the", "a"]
@@ -33,7 +33,7 @@ def checkpoint(folder: Path, seed: int, dropout: float = 0.1) -> str:
         initializer_range=0.3,
     )
     BertModel(config).save_pretrained(folder)
-    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
     return str(folder)
 
 
