@@ -31,8 +31,8 @@ class NTXentLoss(losses.NTXentLoss):
         loss_ip = softplus(LSE_{n: label_n != label_i} s_in - s_ip),  s = cos / temperature
 
     averaged over the positive pairs (i, p). Chen et al. 2020, as pytorch-metric-learning spells it. It holds a similarity for
-    each pair and, for each positive pair, a row of all negative pairs; here the negatives' sum is one sweep over rows and columns, and
-    only the positive pairs are listed.
+    each pair and, for each positive pair, a row of all negative pairs; here the negatives' sum is one sweep over rows and
+    columns, and only the positive pairs are listed.
 
     It is a subclass, so that reducers, regularisers, miners, `CrossBatchMemory` and `SelfSupervisedLoss` work as ever. Arguments:
     those of the host's. A distance that is neither CosineSimilarity nor DotProductSimilarity is left to the host.
