@@ -78,9 +78,9 @@ def cached_step(
         _chunks(place, *pair, size)
         for place, (pair, size) in enumerate(zip(zip(functions, given, strict=True), sizes, strict=True))
     ]
-    ring = _synchronised([*functions, *([parallel] if isinstance(parallel, nn.Module) else parallel)])
+    wrappers = _synchronised([*functions, *([parallel] if isinstance(parallel, nn.Module) else parallel)])
 
-    with _no_sync(ring), torch.no_grad():
+    with _no_sync(wrappers), torch.no_grad():
         embeddings = [_Embeddings([chunk.first() for chunk in column]) for column in columns]
     # Weights that autocast has cast without a graph would take none of the gradients of the second pass.
     torch.clear_autocast_cache()
@@ -95,12 +95,12 @@ def cached_step(
         )
     learned = _differentiate(value if scaler is None else scaler.scale(value), embeddings)
 
-    turns = _turns(columns, embeddings, together=bool(ring))
+    turns = _turns(columns, embeddings, together=bool(wrappers))
     frozen: set[int] = set()
     for turn in turns:
         last = turn is turns[-1]
         pairs: list[tuple[Tensor, Tensor]] = []
-        with contextlib.nullcontext() if last else _no_sync(ring):
+        with contextlib.nullcontext() if last else _no_sync(wrappers):
             for chunk, gradients in turn:
                 if chunk.encoder_number not in frozen:
                     found_pairs = chunk.again(gradients)
@@ -138,6 +138,8 @@ class _Chunk:
         self._cpu_state = torch.get_rng_state()
         self._cuda_states = {device: torch.cuda.get_rng_state(device) for device in self._devices}
         outputs, form = pytree.tree_flatten(self._call())
+        if not any(isinstance(output, Tensor) for output in outputs):
+            raise ValueError(f"cached_step: encoder {self.encoder_number} must return tensors, got none")
         for output in outputs:
             if isinstance(output, Tensor) and (output.dim() == 0 or output.shape[0] != self.rows):
                 raise ValueError(

@@ -247,6 +247,8 @@ def test_messages() -> None:
         ValueError, match=r"encoder 0 must return tensors of 4 rows for as many, got shape \[6\]"
     ):
         cached_step((lambda x: x.sum(0), model.text), (x, y), loss, chunk_size=4)
+    with pytest.raises(ValueError, match=r"encoder 0 must return tensors, got none"):
+        cached_step((lambda x: None, model.text), (x, y), loss, chunk_size=4)
     with pytest.raises(
         ValueError, match=r"loss must return a 0-d tensor, or a tuple that begins with one, got \[11, 6\]"
     ):
