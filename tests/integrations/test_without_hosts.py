@@ -30,7 +30,8 @@ def test_look_alikes_import_no_library() -> None:
 
 @pytest.mark.parametrize("name", SUBCLASSES)
 def test_a_missing_library_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, name, None)
+    for loaded in [name, *(other for other in sys.modules if other.startswith(f"{name}."))]:
+        monkeypatch.setitem(sys.modules, loaded, None)
     monkeypatch.delitem(sys.modules, f"jrl_kernels.integrations.{name}", raising=False)
     with pytest.raises(ImportError, match=f"needs it: pip install '{SUBCLASSES[name]}'"):
         importlib.import_module(f"jrl_kernels.integrations.{name}")
