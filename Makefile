@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test check docs gpu-check peers peer-wheels clean setup
+.PHONY: demo test check docs gpu-check hosts peers peer-wheels clean setup
 
 PYTHON ?= python3
 OUT ?= runs/gpu-check
@@ -18,6 +18,12 @@ PEERS := cut-cross-entropy flash-maxsim inf-cl late-interaction-kernels liger-ke
   pytorch-metric-learning quack-kernels sentence-transformers apache-tvm-ffi torch-c-dlpack-ext
 # What PyLate and sentence-transformers import beside; none of it asks for torch.
 PEER_NEEDS := datasets scikit-learn einops
+# The libraries that jrl_kernels/integrations serves, with what they import; none of it asks for torch or transformers.
+HOSTS := late-interaction-kernels lightly open_clip_torch pylate pytorch-metric-learning sentence-transformers torchvision \
+  cloudpickle datasets dill einops ftfy iopath joblib multiprocess narwhals pandas portalocker pyarrow pytz scikit-learn scipy \
+  threadpoolctl timm wcwidth xxhash
+# A folder of their own: transformers imports torchvision where it finds one, and PyPI's does not load beside a CPU's torch.
+HOST_SITE := build/hosts/site-packages
 # CuTe's compiler, 90 MB, for QuACK and liger_sm90: make peer-wheels CUTLASS=1
 CUTLASS ?= $(if $(shell command -v nvidia-smi),1)
 CUTLASS_DSL := nvidia-cutlass-dsl $(addprefix nvidia-cutlass-dsl-libs-,base core cu13)
@@ -35,8 +41,9 @@ PYTEST_ARGS ?= -n logical --maxprocesses=8 --dist=loadgroup
 demo: setup
 	$(BIN)/python -m jrl.cli demo --out runs/demo $(DEMO_ARGS)
 
-test: setup
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: setup hosts
+	$(BIN)/python -m pytest --ignore=tests/hosts $(PYTEST_ARGS)
+	PYTHONPATH=$(HOST_SITE) $(BIN)/python -m pytest $(PYTEST_ARGS) tests/hosts
 
 check: setup
 	$(BIN)/ruff check .
@@ -47,6 +54,17 @@ check: setup
 # Every op and system has its page, every link leads somewhere, every Python block compiles.
 docs: setup
 	$(BIN)/python -m pytest -q tests/test_docs.py
+
+# Without their dependencies, which would bring another torch. torchmultimodal's one wheel says Python 3.9 and runs on later ones.
+hosts: $(HOST_SITE)/.installed
+
+$(HOST_SITE)/.installed: constraints-hosts.txt constraints-bench.txt | $(BIN)/python
+	rm -rf $(HOST_SITE)
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-compile --target $(HOST_SITE) \
+	  -c constraints-hosts.txt -c constraints-bench.txt $(HOSTS)
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-compile --target $(HOST_SITE) --upgrade \
+	  -c constraints-hosts.txt --only-binary=:all: --python-version 3.9 torchmultimodal-nightly
+	touch $@
 
 # The published implementations that the benchmarks compare with. Without their dependencies, which would bring another torch.
 peers: setup

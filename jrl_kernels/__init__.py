@@ -1,6 +1,7 @@
 """Fused ops for joint image-text representation learning. Importing it compiles nothing and touches no GPU."""
 
 from . import distributed
+from .cached import cached_step
 from .ops.gumbel import Assignment, gumbel_assign, gumbel_embed
 from .ops.info_nce import InfoNCEStatistics, info_nce, info_nce_from_scores, sigmoid_contrastive
 from .ops.max_sim import max_sim, max_sim_varlen
@@ -16,6 +17,7 @@ __all__ = [
     "InfoNCEStatistics",
     "agreement_topk",
     "attention_critic",
+    "cached_step",
     "distributed",
     "gumbel_assign",
     "gumbel_embed",
