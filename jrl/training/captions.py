@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from jrl.data.nouns import Prompts
 from jrl.data.sample import Sample, SkipReport
 from jrl.training.loader import Batch
 
@@ -63,6 +64,7 @@ class Captions:
         max_length: tokens after which a caption is cut.
         mix: how training draws captions; one of the given ones at random when None.
         tags: keywords of each sample, for the mix.
+        prompts: makes prompts of the caption that was drawn; None for none.
     """
 
     def __init__(
@@ -72,9 +74,11 @@ class Captions:
         max_length: int,
         mix: CaptionMix | None = None,
         tags: Sequence[Sequence[str]] | None = None,
+        prompts: Prompts | None = None,
     ) -> None:
         self.captions, self.tokenizer, self.max_length, self.mix = captions, tokenizer, max_length, mix
         self.tags = [()] * len(captions) if tags is None else tags
+        self.prompts = prompts
         counts = torch.tensor([len(several) for several in captions])
         self.start = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
         if mix is None:
@@ -82,14 +86,25 @@ class Captions:
             self.input_ids, self.attention_mask = self._tokenise(flat)
 
     def one_each(self, indices: Tensor, seed: int) -> Batch:
-        """One random caption of each sample."""
+        """One random caption of each sample; with prompts, `prompt_ids` and `prompt_mask` [B, K, L] made of it too."""
         generator = np.random.default_rng((seed, 1))
         if self.mix is not None:
             texts = [self.mix.draw(self.captions[i], self.tags[i], generator) for i in indices.tolist()]
             input_ids, attention_mask = self._tokenise(texts)
-            return {"input_ids": input_ids, "attention_mask": attention_mask}
-        start, count = self.start[indices], self.start[indices + 1] - self.start[indices]
-        return self._rows(start + torch.from_numpy(generator.integers(0, count.numpy())))
+            batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        else:
+            start, count = self.start[indices], self.start[indices + 1] - self.start[indices]
+            drawn = torch.from_numpy(generator.integers(0, count.numpy()))
+            texts = [self.captions[i][j] for i, j in zip(indices.tolist(), drawn.tolist(), strict=True)]
+            batch = self._rows(start + drawn)
+        if self.prompts is not None:
+            # a stream of its own: prompts must not change which captions are drawn
+            prompt_draws = np.random.default_rng((seed, 2))
+            prompts = [prompt for text in texts for prompt in self.prompts.draw(text, prompt_draws)]
+            ids, mask = self._tokenise(prompts)
+            each = (len(texts), self.prompts.count)
+            batch["prompt_ids"], batch["prompt_mask"] = ids.unflatten(0, each), mask.unflatten(0, each)
+        return batch
 
     def all_of(self, indices: Tensor) -> Batch:
         """All captions of the samples; `caption_image` says whose each is among `image_index`."""
