@@ -1,4 +1,4 @@
-"""The command `jrl`: fit, validate, test, retrieve, embed, probe, ground, ablate, demo."""
+"""The command `jrl`: fit, validate, test, retrieve, embed, probe, ground, segment-report, ablate, demo."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 TRAINING = ("fit", "validate", "test")
-OTHERS = ("retrieve", "embed", "probe", "ground", "ablate", "demo")
+OTHERS = ("retrieve", "embed", "probe", "ground", "segment-report", "ablate", "demo")
 USAGE = """usage: jrl COMMAND [options]
 
   fit       train a system:         jrl fit --config configs/clip_emoji.yaml
@@ -18,6 +18,7 @@ USAGE = """usage: jrl COMMAND [options]
   embed     embed a folder:         jrl embed --run RUN --images FOLDER --out embeddings.safetensors
   probe     test the encoder:       jrl probe --run RUN --tasks classification,segmentation
   ground    find phrases by words:  jrl ground --run RUN --image FILE --caption "a red flag"
+  segment-report  score masks of scenes: jrl segment-report --run RUN
   ablate    compare variants:       jrl ablate --out runs/ablation
   demo      train on colour emoji:  jrl demo --out runs/demo
 
@@ -65,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from jrl.grounding.command import main as ground
 
             return ground(rest)
+        if command == "segment-report":
+            from jrl.grounding.segment_report import main as segment_report
+
+            return segment_report(rest)
         if command == "ablate":
             from jrl.downstream.ablation import main as ablate
 

@@ -81,33 +81,41 @@ class MultiLabelObjective(ContrastiveObjective):
             TypeError, ValueError: as `jrl_kernels.info_nce`; ValueError also when shapes do not fit or
                 `text_ids` is missing.
         """
-        for name, ids in (("owners", owners), ("text_ids", text_ids)):
-            if ids is None:
-                continue
-            if ids.dtype != torch.int64:
-                raise TypeError(f"{name}: expected int64, got {ids.dtype}")
-            if ids.shape != (len(y),):
-                raise ValueError(f"{name}: expected [{len(y)}] as there are texts, got {list(ids.shape)}")
-        scale = self.scale
-        options: dict[str, Any] = {
-            "direction": self.direction,
-            "multi_positive": self.multi_positive,
-            "return_stats": True,
-            "backend": self.backend,
-        }
+        _check_ids(owners, text_ids, len(y))
+        if self.duplicate_texts == "exclude":
+            return self.of_scores(_cosines(x, y), owners, text_ids=text_ids)
         own = torch.arange(len(x), device=x.device)
-        if self.duplicate_texts == "negative":
-            loss, stats = info_nce(x, y, scale=scale, positives=(own, owners), **options)
-            return loss, {"scale": scale.detach(), **self._named(stats)}
-        if text_ids is None:
-            raise ValueError(f"text_ids: duplicate_texts={self.duplicate_texts!r} needs them, got None")
-        belongs = own[:, None] == owners
-        said = _has_text(belongs, text_ids)
+        positives: Any = (own, owners)
         if self.duplicate_texts == "positive":
-            loss, stats = info_nce(x, y, scale=scale, positives=said.to_sparse_csr(), **options)
-        else:
-            scores = _cosines(x, y).masked_fill(said & ~belongs, _NEVER)
-            loss, stats = info_nce_from_scores(scores, scale=scale, positives=(own, owners), **options)
+            positives = _has_text(own[:, None] == owners, self._needed(text_ids)).to_sparse_csr()
+        scale = self.scale
+        loss, stats = info_nce(x, y, scale=scale, positives=positives, **self._options())
+        return loss, {"scale": scale.detach(), **self._named(stats)}
+
+    def of_scores(
+        self, scores: Tensor, owners: Tensor, *, text_ids: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same loss of scores [B, N] that a critic has made in place of x_i·y_j.
+
+        Args:
+            scores: [B, N] of B pictures with N texts.
+            owners, text_ids: as in `forward`.
+
+        Returns, Raises:
+            as `forward`.
+        """
+        _check_ids(owners, text_ids, scores.shape[1])
+        own = torch.arange(len(scores), device=scores.device)
+        positives: Any = (own, owners)
+        if self.duplicate_texts != "negative":
+            belongs = own[:, None] == owners
+            said = _has_text(belongs, self._needed(text_ids))
+            if self.duplicate_texts == "positive":
+                positives = said.to_sparse_csr()
+            else:
+                scores = scores.masked_fill(said & ~belongs, _NEVER)
+        scale = self.scale
+        loss, stats = info_nce_from_scores(scores, scale=scale, positives=positives, **self._options())
         named = self._named(stats)
         if self.duplicate_texts == "exclude":
             # the op takes the pairs that are left out for candidates, so its bound would be too high
@@ -119,6 +127,29 @@ class MultiLabelObjective(ContrastiveObjective):
         config = super().to_config()
         del config["loss"], config["init_bias"]
         return {"duplicate_texts": self.duplicate_texts, **config}
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "direction": self.direction,
+            "multi_positive": self.multi_positive,
+            "return_stats": True,
+            "backend": self.backend,
+        }
+
+    def _needed(self, text_ids: Tensor | None) -> Tensor:
+        if text_ids is None:
+            raise ValueError(f"text_ids: duplicate_texts={self.duplicate_texts!r} needs them, got None")
+        return text_ids
+
+
+def _check_ids(owners: Tensor, text_ids: Tensor | None, texts: int) -> None:
+    for name, ids in (("owners", owners), ("text_ids", text_ids)):
+        if ids is None:
+            continue
+        if ids.dtype != torch.int64:
+            raise TypeError(f"{name}: expected int64, got {ids.dtype}")
+        if ids.shape != (texts,):
+            raise ValueError(f"{name}: expected [{texts}] as there are texts, got {list(ids.shape)}")
 
 
 def _has_text(belongs: Tensor, text_ids: Tensor) -> Tensor:

@@ -86,7 +86,10 @@ class Captions:
             self.input_ids, self.attention_mask = self._tokenise(flat)
 
     def one_each(self, indices: Tensor, seed: int) -> Batch:
-        """One random caption of each sample; with prompts, `prompt_ids` and `prompt_mask` [B, K, L] made of it too."""
+        """One random caption of each sample, and `prompt_ids` and `prompt_mask` [B, K, L] when there are prompts.
+
+        A prompt that is the caption again has no real token: systems take it for the caption and need not encode it.
+        """
         generator = np.random.default_rng((seed, 1))
         if self.mix is not None:
             texts = [self.mix.draw(self.captions[i], self.tags[i], generator) for i in indices.tolist()]
@@ -98,12 +101,7 @@ class Captions:
             texts = [self.captions[i][j] for i, j in zip(indices.tolist(), drawn.tolist(), strict=True)]
             batch = self._rows(start + drawn)
         if self.prompts is not None:
-            # a stream of its own: prompts must not change which captions are drawn
-            prompt_draws = np.random.default_rng((seed, 2))
-            prompts = [prompt for text in texts for prompt in self.prompts.draw(text, prompt_draws)]
-            ids, mask = self._tokenise(prompts)
-            each = (len(texts), self.prompts.count)
-            batch["prompt_ids"], batch["prompt_mask"] = ids.unflatten(0, each), mask.unflatten(0, each)
+            batch.update(self._prompts(self.prompts, texts, seed))
         return batch
 
     def all_of(self, indices: Tensor) -> Batch:
@@ -112,6 +110,17 @@ class Captions:
         rows = torch.cat([torch.arange(int(a), int(b)) for a, b in zip(start, end, strict=True)])
         owners = indices.repeat_interleave(end - start)
         return {**self._rows(rows), "image_index": indices, "caption_image": owners}
+
+    def _prompts(self, prompts: Prompts, texts: list[str], seed: int) -> Batch:
+        # a stream of its own: prompts must not change which captions are drawn
+        generator = np.random.default_rng((seed, 2))
+        drawn = [
+            "" if prompt == text else prompt for text in texts for prompt in prompts.draw(text, generator)
+        ]
+        ids, mask = self._tokenise(drawn)
+        mask = mask & torch.tensor([bool(prompt) for prompt in drawn])[:, None]
+        each = (len(texts), prompts.count)
+        return {"prompt_ids": ids.unflatten(0, each), "prompt_mask": mask.unflatten(0, each)}
 
     def _tokenise(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         encoded = self.tokenizer(
