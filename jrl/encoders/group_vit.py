@@ -120,9 +120,6 @@ class GroupViTImageEncoder(nn.Module):
         tau: temperature of the assignment.
         hard: one-hot assignment with the gradient of the softmax; False for the softmax in both passes.
         init_std: of the linear layers' first weights; None for Glorot's, with which narrow encoders learn faster.
-        group_token_std: of the first stage's group tokens at the start. The published 0.02 leaves the groups so alike
-            that noise alone tells them apart for hundreds of steps; with 1 they differ from the first, and a small
-            model can learn without noise (not in the paper).
         backend: of `jrl_kernels.gumbel_assign`.
 
     Raises:
@@ -151,7 +148,6 @@ class GroupViTImageEncoder(nn.Module):
         tau: float = 1.0,
         hard: bool = True,
         init_std: float | None = 0.02,
-        group_token_std: float = 0.02,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -178,7 +174,6 @@ class GroupViTImageEncoder(nn.Module):
             "tau": tau,
             "hard": hard,
             "init_std": init_std,
-            "group_token_std": group_token_std,
             "backend": backend,
         }
         _check(self._config)
@@ -267,7 +262,7 @@ class GroupViTImageEncoder(nn.Module):
         # later stages get theirs from the stage before, so they begin as zeros
         first = self.stages[0].group_tokens
         assert isinstance(first, Tensor)
-        nn.init.trunc_normal_(first, std=self._config["group_token_std"])
+        nn.init.trunc_normal_(first, std=0.02)
 
 
 def _check(config: dict[str, Any]) -> None:
@@ -305,7 +300,6 @@ def _check(config: dict[str, Any]) -> None:
         ("tau", "above 0"),
         ("assign_scale", "above 0"),
         ("init_std", "above 0"),
-        ("group_token_std", "above 0"),
         ("assign_eps", "of at least 0"),
     ):
         value = config[name]

@@ -126,19 +126,6 @@ def test_first_weights_have_the_size_asked_for(std: float | None, wanted: float)
     assert weight.std().item() == pytest.approx(wanted, rel=0.1)
 
 
-def test_group_tokens_that_differ_use_several_groups_without_noise() -> None:
-    def used(std: float) -> float:
-        torch.manual_seed(0)
-        sizes: dict[str, Any] = {"image_size": 32, "patch_size": 4, "width": 32, "heads": 2}
-        built = GroupViTImageEncoder(
-            **sizes, depths=(1, 1), group_tokens=(8, 0), init_std=None, group_token_std=std
-        ).eval()
-        hard = built.group(torch.randn(16, 3, 32, 32)).stages[0].hard
-        return float((hard.sum(dim=1) > 0).sum(dim=1).float().mean())
-
-    assert used(0.02) < 2 < 4 < used(1.0)
-
-
 def test_pictures_of_any_size() -> None:
     encoder = small_group_vit().image_encoder.eval()
     perturb(encoder)
@@ -404,7 +391,6 @@ def without(batch: dict[str, Tensor], **changes: Tensor) -> dict[str, Tensor]:
         (lambda: encoder(tau=0.0), ValueError, "tau"),
         (lambda: encoder(assign_eps=-1.0), ValueError, "assign_eps"),
         (lambda: encoder(init_std=0.0), ValueError, "init_std"),
-        (lambda: encoder(group_token_std=0.0), ValueError, "group_token_std"),
         (lambda: encoder(mlp_width=0), ValueError, "mlp_width"),
         (lambda: encoder()(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)), TypeError, "pixel_values"),
         (lambda: encoder()(torch.zeros(1, 1, 16, 16)), ValueError, "pixel_values"),

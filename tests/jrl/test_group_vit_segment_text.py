@@ -121,6 +121,20 @@ def right_pixels(system: GroupViT, steps: int) -> float:
     return float((found == truth).float().mean())
 
 
+def test_words_find_their_pixels_with_this_loss_and_not_without() -> None:
+    def built(segment_text: SegmentTextObjective | None) -> GroupViT:
+        return small_group_vit(
+            image={"depths": (1, 1), "group_tokens": (4, 0), "noise": "none", "drop_path": 0.0},
+            duplicate_captions="exclude",
+            multi_label=MultiLabelObjective("exclude"),
+            segment_text=segment_text,
+        )
+
+    # chance is 0.25
+    assert right_pixels(built(None), 60) < 0.4
+    assert right_pixels(built(SegmentTextObjective(duplicate_texts="exclude")), 60) > 0.7
+
+
 @pytest.mark.parametrize(
     ("build", "error", "words"),
     [
