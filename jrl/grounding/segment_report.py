@@ -19,14 +19,13 @@ from jrl.evaluation.scene_segmentation import (
     predict,
     report,
     scene_names,
-    setting_of,
     to_markdown,
 )
 from jrl.training.run import Run
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Choose settings on a run's validation scenes, score its test scenes, and write JSON, a table and pictures.
+    """Choose the background's weight on a run's validation scenes, score its test scenes, and write JSON, a table and pictures.
 
     Args:
         arguments: those after `jrl segment-report`.
@@ -76,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
     found = report(system, texts, twin.system, twin_texts, validation, parts, seed=options.seed)  # type: ignore[arg-type]
     first = parts[next(iter(parts))]
     shown = Scenes(first.pixels[: options.examples], first.truth[: options.examples], first.names)
-    prediction = predict(system, shown.pixels, texts, setting_of(found))
+    (prediction,) = predict(system, shown.pixels, texts, (found["background_weight"],))
     values = {"run": str(options.run), "templates": options.template, "seed": options.seed, **found}
     write_atomically(out / "segment-report.json", json.dumps(values, indent=2, allow_nan=False).encode())
     write_atomically(out / "segment-report.md", f"{to_markdown(found)}\n".encode())

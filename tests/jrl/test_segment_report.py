@@ -19,8 +19,7 @@ from jrl.data.scenes import read_scenes
 from jrl.evaluation.scene_segmentation import (
     BACKGROUND_TEXTS,
     Scenes,
-    Setting,
-    choose,
+    choose_background,
     class_texts,
     group_scenes,
     labelled,
@@ -29,7 +28,6 @@ from jrl.evaluation.scene_segmentation import (
     report,
     scene_names,
     score,
-    setting_of,
     to_markdown,
 )
 
@@ -38,20 +36,19 @@ SIDE, CELLS = 8, 4
 
 
 class Reader:
-    """Reads the class of a pixel off the picture itself, and errs unless it is asked for its five nearest."""
+    """Reads the class of a pixel off the picture itself, and thinks half as much of the background as it should."""
 
     def __init__(self, groups: int = 3) -> None:
         self.groups = groups
 
-    def segment(
-        self, pixel_values: Tensor, classes: Tensor, *, top_k: int | None, background_threshold: float | None
-    ) -> Any:
+    def segment(self, pixel_values: Tensor, classes: Tensor, *, top_k: int | None) -> Any:
+        assert top_k is None
         truth = pixel_values[:, 0].long()
-        if top_k != 5:
-            truth = torch.where(truth == 2, 1, truth)
-        # a background's text, or below the threshold
-        background = torch.full_like(truth, 1 if background_threshold is None else -1)
-        return SimpleNamespace(index=torch.where(truth == 0, background, truth + len(BACKGROUND_TEXTS) - 1))
+        # the second background text fits; the first name scores 1.5 everywhere
+        scores = F.one_hot(torch.where(truth == 0, 1, truth + len(BACKGROUND_TEXTS) - 1), len(classes))
+        scores = scores.movedim(-1, 1) * torch.tensor([1.0, 1.0, 1.0, 2.0, 2.0]).view(1, -1, 1, 1)
+        scores[:, 3] = scores[:, 3].clamp(min=1.5)
+        return SimpleNamespace(scores=scores)
 
     def group_maps(self, pixel_values: Tensor) -> Any:
         cells = F.max_pool2d(pixel_values[:, :1], SIDE // CELLS).flatten(1).long().clamp(max=self.groups - 1)
@@ -69,11 +66,11 @@ def test_texts_become_classes_and_every_background_is_one() -> None:
     shown = scenes()
     texts = torch.eye(len(class_texts(shown.names)))
     assert class_texts(shown.names) == [*BACKGROUND_TEXTS, "red circle", "blue square"]
-    for threshold in (None, 0.1):
-        assert torch.equal(predict(Reader(), shown.pixels, texts, Setting(5, threshold)), shown.truth.long())
-    wrong = predict(Reader(), shown.pixels, texts, Setting(10))
-    assert set(wrong.unique().tolist()) == {0, 1}
-    assert choose(Reader(), shown, texts) == Setting(5, None)
+    light, right, heavy = predict(Reader(), shown.pixels, texts, (1.0, 1.7, 1e6))
+    assert torch.equal(right, shown.truth.long())
+    assert torch.equal(light, torch.where(shown.truth == 0, 1, shown.truth.long()))
+    assert torch.equal(heavy, right)  # where no background text fits at all, no weight helps it
+    assert choose_background(Reader(), shown, texts, (1.0, 1.7, 1.8)) == 1.7
 
 
 def test_groups_are_counted_and_named_by_the_class_that_has_most_of_them() -> None:
@@ -98,10 +95,12 @@ def test_report_compares_with_the_best_trivial_answer() -> None:
 
     class Blank(Reader):
         def segment(self, pixel_values: Tensor, classes: Tensor, **options: Any) -> Any:
-            return SimpleNamespace(index=torch.zeros(len(pixel_values), SIDE, SIDE, dtype=torch.int64))
+            scores = torch.zeros(len(pixel_values), len(classes), SIDE, SIDE)
+            scores[:, 0] = 1.0
+            return SimpleNamespace(scores=scores)
 
     found = report(Reader(), texts, Blank(), texts, shown, {"test": shown})
-    assert setting_of(found) == Setting(5, None)
+    assert found["background_weight"] == 2.0
     part = found["parts"]["test"]
     assert part["scores"]["system"]["mean_iou"] == part["scores"]["groups_named_by_truth"]["mean_iou"] == 1
     # the background alone: its share of the pixels, and nothing of the two others
