@@ -13,8 +13,8 @@ import torch
 
 from jrl.data.sample import Sample
 from jrl.evaluation.scene_segmentation import (
+    BACKGROUND_TEXTS,
     Scenes,
-    class_texts,
     labelled,
     predict,
     report,
@@ -60,20 +60,20 @@ def main(arguments: Sequence[str]) -> int:
             f"run: expected one trained on 'scenes', whose masks are known, got {data.dataset!r}"
         )
     data.setup("test")
+    missing = [part for part in ("val", "test") if part not in data.parts]
+    if missing:
+        raise ValueError(f"run: its scenes have no part {', '.join(missing)}")
     names = scene_names([sample for part in data.parts for sample in data.samples(part)])
-    validation = _scenes(run, data.samples("val"), names)
     parts = {
         part: _scenes(run, data.samples(part), names)
-        for part in ("test", "test_compositional")
+        for part in ("val", "test", "test_compositional")
         if part in data.parts
     }
-    if not parts:
-        raise ValueError("run: its scenes have no test part")
     twin = Run(random_twin(run.system, options.seed), run.tokenizer, run.transform, run.max_length)
     texts, twin_texts = (_texts(each, names, options.template) for each in (run, twin))
     print(f"{len(names)} classes and the background", file=sys.stderr)
-    found = report(system, texts, twin.system, twin_texts, validation, parts, seed=options.seed)  # type: ignore[arg-type]
-    first = parts[next(iter(parts))]
+    found = report(system, texts, twin.system, twin_texts, parts["val"], parts, seed=options.seed)  # type: ignore[arg-type]
+    first = parts["test"]
     shown = Scenes(first.pixels[: options.examples], first.truth[: options.examples], first.names)
     (prediction,) = predict(system, shown.pixels, texts, (found["background_weight"],))
     values = {"run": str(options.run), "templates": options.template, "seed": options.seed, **found}
@@ -99,11 +99,11 @@ def _scenes(run: Run, samples: Sequence[Sample], names: Sequence[str]) -> Scenes
 
 
 def _texts(run: Run, names: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
-    """Unit vectors of the classes' texts, each the mean over the templates."""
-    texts = class_texts(names)
-    total = sum(run.encode_texts([template.replace("{}", text) for text in texts]) for template in templates)
-    assert isinstance(total, torch.Tensor)
-    return torch.nn.functional.normalize(total, dim=-1).to(run.device)
+    """Unit vectors of the classes' texts; that of a name is the mean over the templates."""
+    backgrounds = run.encode_texts(BACKGROUND_TEXTS)
+    each = [run.encode_texts([template.replace("{}", name) for name in names]) for template in templates]
+    mean = torch.nn.functional.normalize(torch.stack(each).mean(dim=0), dim=-1)
+    return torch.cat([backgrounds, mean]).to(run.device)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -115,7 +115,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", required=True, help="folder of a run")
     parser.add_argument("--out", help="folder of the results; RUN/segment-report otherwise")
     parser.add_argument(
-        "--template", nargs="+", default=["{}"], help="texts of a class, with {} for its name ({})"
+        "--template",
+        nargs="+",
+        default=["{}"],
+        help="texts of a class whose mean stands for it, with {} for its name ({})",
     )
     parser.add_argument("--examples", type=int, default=8, help="pictures to show (8)")
     parser.add_argument("--seed", type=int, default=0, help="of the random groups and weights (0)")

@@ -143,7 +143,7 @@ def test_command_writes_scores_table_and_pictures(run: Path, capsys: pytest.Capt
     arguments = ["segment-report", "--run", str(run), "--out", str(out), "--examples", "3"]
     assert main([*arguments, "--template", "{}", "a {}"]) == 0
     values = json.loads((out / "segment-report.json").read_text())
-    assert set(values["parts"]) == {"test", "test_compositional"}
+    assert set(values["parts"]) == {"val", "test", "test_compositional"}
     for part in values["parts"].values():
         assert set(part["scores"]) == {
             "system",
