@@ -51,6 +51,7 @@ class GroupViT(System):
         objective: the loss of the captions; InfoNCE at 1/0.07 when None.
         multi_label: the loss of the prompts; GroupViT's code when None.
         segment_text: a loss of single segments with the prompts, not in the paper; none when None.
+        multi_label_weight: factor of the prompts' loss; 1 in the paper, 0 leaves it out.
         directions: "mean" of the two directions (code), or their "sum" (patent).
         duplicate_captions: what two pictures with the same caption are to each other's: "negative" (as in the
             paper), "exclude" (nothing) or "positive".
@@ -69,6 +70,7 @@ class GroupViT(System):
         objective: ContrastiveObjective | None = None,
         multi_label: MultiLabelObjective | None = None,
         segment_text: SegmentTextObjective | None = None,
+        multi_label_weight: float = 1.0,
         directions: str = "mean",
         duplicate_captions: str = "negative",
     ) -> None:
@@ -98,6 +100,9 @@ class GroupViT(System):
                 raise ValueError(f"{name}: expected at least 1, got {size}")
         self.image_encoder, self.text_encoder = image_encoder, text_encoder
         self.objective, self.multi_label, self.segment_text = objective, multi_label, segment_text
+        if not multi_label_weight >= 0:
+            raise ValueError(f"multi_label_weight: expected 0 or more, got {multi_label_weight}")
+        self.multi_label_weight = multi_label_weight
         self.projection_dim, self.projection_hidden = projection_dim, projection_hidden
         self.directions, self.duplicate_captions = directions, duplicate_captions
         self.image_projection = _projection(image_encoder.width, projection_hidden, projection_dim)
@@ -151,9 +156,10 @@ class GroupViT(System):
             rows, count = prompts.shape[:2]
             owners = torch.arange(rows, device=image.device).repeat_interleave(count)
             prompt, ids = text[:, 1:].flatten(0, 1), texts[:, 1:].flatten()
-            found, stats = self.multi_label(image, prompt, owners, text_ids=ids)
-            losses["multi_label"] = factor * found
-            plots = {**plots, **{f"multi_label_{name}": value for name, value in stats.items()}}
+            if self.multi_label_weight:
+                found, stats = self.multi_label(image, prompt, owners, text_ids=ids)
+                losses["multi_label"] = self.multi_label_weight * factor * found
+                plots = {**plots, **{f"multi_label_{name}": value for name, value in stats.items()}}
             if self.segment_text is not None and segments is not None:
                 # the caption itself, where it stands in for a missing prompt, has no segment of its own
                 phrases = (texts[:, 1:] != texts[:, :1]).flatten()
@@ -312,6 +318,7 @@ class GroupViT(System):
             "objective": self.objective.to_config(),
             "multi_label": self.multi_label.to_config(),
             "segment_text": None if self.segment_text is None else self.segment_text.to_config(),
+            "multi_label_weight": self.multi_label_weight,
             "directions": self.directions,
             "duplicate_captions": self.duplicate_captions,
         }

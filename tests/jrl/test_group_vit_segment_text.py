@@ -88,6 +88,17 @@ def test_the_system_contrasts_its_segments_with_the_prompts_that_are_no_captions
     assert set(system(batch)[0]) == {"contrastive"}
 
 
+def test_the_prompts_of_whole_pictures_have_a_weight() -> None:
+    batch = batch_of_halves(5, 0)
+    found = {
+        weight: small_group_vit(multi_label_weight=weight).eval()(batch)[0] for weight in (1.0, 0.25, 0.0)
+    }
+    assert found[0.25]["multi_label"].item() == pytest.approx(found[1.0]["multi_label"].item() / 4)
+    assert found[0.25]["contrastive"].item() == found[1.0]["contrastive"].item()
+    assert set(found[0.0]) == {"contrastive"}
+    assert small_group_vit(multi_label_weight=0.25).to_config()["multi_label_weight"] == 0.25
+
+
 def test_every_weight_learns_and_the_system_is_saved(tmp_path: Path) -> None:
     system = with_objective(attention_scale=4.0).train()
     perturb(system)
@@ -138,6 +149,11 @@ def test_words_find_their_pixels_with_this_loss_and_not_without() -> None:
 @pytest.mark.parametrize(
     ("build", "error", "words"),
     [
+        (
+            lambda: small_group_vit(multi_label_weight=-1.0),
+            ValueError,
+            "multi_label_weight: expected 0 or more",
+        ),
         (lambda: SegmentTextObjective(-1.0), ValueError, "attention_scale: expected 0 or more, got -1.0"),
         (lambda: SegmentTextObjective(duplicate_texts="drop"), ValueError, "duplicate_texts"),
         (
