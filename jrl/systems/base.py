@@ -75,9 +75,23 @@ class System(nn.Module, PyTorchModelHubMixin, library_name="jrl", license="apach
         """Arguments of `from_config`, in JSON types."""
 
     @classmethod
-    @abstractmethod
     def from_config(cls: type[S], config: dict[str, Any]) -> S:
-        """Build the system that `to_config` describes, with fresh weights."""
+        """Build the system that `to_config` describes, with fresh weights.
+
+        Raises:
+            ValueError: a part is missing or does not fit.
+        """
+        try:
+            return cls._assemble(dict(config))
+        except KeyError as error:
+            raise ValueError(f"config: has no {error.args[0]!r}") from error
+        except TypeError as error:
+            raise ValueError(f"config: {error}") from error
+
+    @classmethod
+    @abstractmethod
+    def _assemble(cls: type[S], config: dict[str, Any]) -> S:
+        """What `from_config` returns, from a copy of its config; a KeyError or TypeError says what is wrong with that."""
 
     def optimization(self) -> list[OptimizerSpec]:
         """Optimisers of the system; one over all parameters and all losses unless a system says otherwise."""

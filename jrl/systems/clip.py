@@ -127,19 +127,8 @@ class CLIP(ZeroShotSystem):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> CLIP:
-        """Build the system that `to_config` describes, with fresh weights.
-
-        Raises:
-            ValueError: a part is missing or does not fit.
-        """
-        config = dict(config)
-        try:
-            image_encoder = ImageEncoder(**config.pop("image_encoder"))
-            text_encoder = TextEncoder(**config.pop("text_encoder"))
-            objective = ContrastiveObjective(**config.pop("objective"))
-            return cls(image_encoder, text_encoder, objective=objective, **config)
-        except KeyError as error:
-            raise ValueError(f"config: has no {error.args[0]!r}") from error
-        except TypeError as error:
-            raise ValueError(f"config: {error}") from error
+    def _assemble(cls, config: dict[str, Any]) -> CLIP:
+        image_encoder = ImageEncoder(**config.pop("image_encoder"))
+        text_encoder = TextEncoder(**config.pop("text_encoder"))
+        objective = ContrastiveObjective(**config.pop("objective"))
+        return cls(image_encoder, text_encoder, objective=objective, **config)

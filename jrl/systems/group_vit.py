@@ -323,28 +323,17 @@ class GroupViT(ZeroShotSystem):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> GroupViT:
-        """Build the system that `to_config` describes, with fresh weights.
-
-        Raises:
-            ValueError: a part is missing or does not fit.
-        """
-        config = dict(config)
+    def _assemble(cls, config: dict[str, Any]) -> GroupViT:
         # runs from before this objective say nothing of it
         segment_text = config.pop("segment_text", None)
-        try:
-            return cls(
-                GroupViTImageEncoder(**config.pop("image_encoder")),
-                TextEncoder(**config.pop("text_encoder")),
-                objective=ContrastiveObjective(**config.pop("objective")),
-                multi_label=MultiLabelObjective(**config.pop("multi_label")),
-                segment_text=None if segment_text is None else SegmentTextObjective(**segment_text),
-                **config,
-            )
-        except KeyError as error:
-            raise ValueError(f"config: has no {error.args[0]!r}") from error
-        except TypeError as error:
-            raise ValueError(f"config: {error}") from error
+        return cls(
+            GroupViTImageEncoder(**config.pop("image_encoder")),
+            TextEncoder(**config.pop("text_encoder")),
+            objective=ContrastiveObjective(**config.pop("objective")),
+            multi_label=MultiLabelObjective(**config.pop("multi_label")),
+            segment_text=None if segment_text is None else SegmentTextObjective(**segment_text),
+            **config,
+        )
 
     def _image_vectors(self, pixel_values: Tensor) -> tuple[Tensor, Tensor | None]:
         """Unit vectors of the pictures [B, D], and of their segments [B, G, D] when an objective needs them."""

@@ -277,29 +277,18 @@ class MutualInformation(System):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> MutualInformation:
-        """Build the system that `to_config` describes, with fresh weights.
-
-        Raises:
-            ValueError: a part is missing or does not fit.
-        """
-        config = dict(config)
-        try:
-            parts: dict[str, Any] = {
-                "image_encoder": ImageEncoder(**config.pop("image_encoder")),
-                "text_encoder": TextEncoder(**config.pop("text_encoder")),
-                "critic": CriticOptions(**config.pop("critic")),
-                "estimator": MutualInformationEstimator(**config.pop("estimator")),
-                "layers": [LayerPair(**pair) for pair in config.pop("layers")],
-            }
-            for name, kind in (("image_objective", DeepInfoMax), ("text_objective", MaskedWords)):
-                values = config.pop(name, None)
-                parts[name] = None if values is None else kind(**values)
-            return cls(**parts, **config)
-        except KeyError as error:
-            raise ValueError(f"config: has no {error.args[0]!r}") from error
-        except TypeError as error:
-            raise ValueError(f"config: {error}") from error
+    def _assemble(cls, config: dict[str, Any]) -> MutualInformation:
+        parts: dict[str, Any] = {
+            "image_encoder": ImageEncoder(**config.pop("image_encoder")),
+            "text_encoder": TextEncoder(**config.pop("text_encoder")),
+            "critic": CriticOptions(**config.pop("critic")),
+            "estimator": MutualInformationEstimator(**config.pop("estimator")),
+            "layers": [LayerPair(**pair) for pair in config.pop("layers")],
+        }
+        for name, kind in (("image_objective", DeepInfoMax), ("text_objective", MaskedWords)):
+            values = config.pop(name, None)
+            parts[name] = None if values is None else kind(**values)
+        return cls(**parts, **config)
 
     def _critic_of(self, pair: int) -> AttentionCritic:
         critic = self.critics[self.layers[pair].name]

@@ -312,24 +312,13 @@ class XMCGAN(System):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> XMCGAN:
-        """Build the system that `to_config` describes, with fresh weights.
-
-        Raises:
-            ValueError: a part is missing or does not fit.
-        """
-        config = dict(config)
-        try:
-            generator = Generator(**config.pop("generator"))
-            discriminator = Discriminator(**config.pop("discriminator"))
-            text_encoder = TextEncoder(**config.pop("text_encoder"))
-            image = config.pop("image_encoder", None)
-            image_encoder = None if image is None else ImageEncoder(**image)
-            return cls(generator, discriminator, text_encoder, image_encoder=image_encoder, **config)
-        except KeyError as error:
-            raise ValueError(f"config: has no {error.args[0]!r}") from error
-        except TypeError as error:
-            raise ValueError(f"config: {error}") from error
+    def _assemble(cls, config: dict[str, Any]) -> XMCGAN:
+        generator = Generator(**config.pop("generator"))
+        discriminator = Discriminator(**config.pop("discriminator"))
+        text_encoder = TextEncoder(**config.pop("text_encoder"))
+        image = config.pop("image_encoder", None)
+        image_encoder = None if image is None else ImageEncoder(**image)
+        return cls(generator, discriminator, text_encoder, image_encoder=image_encoder, **config)
 
     def _squared_gradient(self, real: Tensor, sentence: Tensor) -> Tensor:
         # of the logit alone, which is made of layers that can be differentiated twice; in full precision, as it is squared
