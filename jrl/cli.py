@@ -1,14 +1,23 @@
-"""The command `jrl`: fit, validate, test, retrieve, embed, generate, probe, ground, segment, ablate, demo."""
+"""The command `jrl`: fit, validate, test, and one command for each thing that a run is good for."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 TRAINING = ("fit", "validate", "test")
-OTHERS = ("retrieve", "embed", "generate", "probe", "ground", "segment", "ablate", "demo")
+COMMANDS = {
+    "generate": "jrl.training.generate",
+    "probe": "jrl.downstream.command",
+    "ground": "jrl.grounding.command",
+    "segment": "jrl.segmentation.command",
+    "segment-report": "jrl.grounding.segment_report",
+    "ablate": "jrl.downstream.ablation",
+    "demo": "jrl.demo",
+}
 GENERATION = ("generation-report", "generation-ablation", "scene-classifier", "human-rankings")
 USAGE = """usage: jrl COMMAND [options]
 
@@ -24,6 +33,7 @@ USAGE = """usage: jrl COMMAND [options]
   ablate    compare variants:       jrl ablate --out runs/ablation
   demo      train on colour emoji:  jrl demo --out runs/demo
 
+  segment-report       score GroupViT:     jrl segment-report --run RUN
   generation-report    judge a generator:  jrl generation-report --run RUN --features DIR --encoder RUN
   generation-ablation  compare generators: jrl generation-ablation --run full=RUN --run none=RUN ...
   scene-classifier     train its judge:    jrl scene-classifier --out runs/scene_classifier
@@ -65,35 +75,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _retrieve(rest)
         if command == "embed":
             return _embed(rest)
-        if command == "generate":
-            from jrl.training.generate import main as generate
-
-            return generate(rest)
-        if command == "probe":
-            from jrl.downstream.command import main as probe
-
-            return probe(rest)
-        if command == "ground":
-            from jrl.grounding.command import main as ground
-
-            return ground(rest)
-        if command == "segment":
-            from jrl.segmentation.command import main as segment
-
-            return segment(rest)
-        if command == "ablate":
-            from jrl.downstream.ablation import main as ablate
-
-            return ablate(rest)
-        if command == "demo":
-            from jrl.demo import main as demo
-
-            return int(demo(rest) or 0)
+        if command in COMMANDS:
+            # a command imports what it needs, and no other command's
+            return int(import_module(COMMANDS[command]).main(rest) or 0)
         if command in GENERATION:
             from jrl.generation.command import main as generation
 
             return generation(command, rest)
-        known = (*TRAINING, *OTHERS, *GENERATION)
+        known = (*TRAINING, "retrieve", "embed", *COMMANDS, *GENERATION)
         raise ValueError(f"command: expected one of {', '.join(known)}, got {command!r}")
     except KeyboardInterrupt:
         print("jrl: interrupted", file=sys.stderr)

@@ -25,6 +25,9 @@ TEMPLATES = (
 )
 KINDS = ("noun", "noun_phrase")
 
+# Captions whose nouns are kept: a dataset of millions would fill the memory, and gains little from them.
+_KEPT = 200_000
+
 
 @dataclass(frozen=True)
 class _Language:
@@ -162,9 +165,37 @@ class Prompts:
         return prompts + [caption] * (self.count - len(prompts))
 
     def _words(self, caption: str) -> list[str]:
-        if caption not in self._found:
+        found = self._found.get(caption)
+        if found is None:
             phrases = self.kind == "noun_phrase"
-            self._found[caption] = (
+            found = (
                 self.tagger.noun_phrases(caption) if phrases else self.tagger.nouns(caption, verbs=self.verbs)
             )
-        return self._found[caption]
+            if len(self._found) < _KEPT:
+                self._found[caption] = found
+        return found
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """What `Prompts` are made with, in plain values; the tagger is loaded when they are built.
+
+    Args:
+        language: of the captions, "en", "de" or "nl".
+        count, kind, verbs, templates: as in `Prompts`.
+    """
+
+    language: str = "en"
+    count: int = 3
+    kind: str = "noun"
+    verbs: bool = False
+    templates: Sequence[str] = TEMPLATES
+
+    def build(self) -> Prompts:
+        """The prompts.
+
+        Raises:
+            ValueError: a value out of range.
+            ModuleNotFoundError: the package HanTa is not installed.
+        """
+        return Prompts(NounTagger(self.language), self.count, self.kind, self.verbs, self.templates)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -84,44 +85,47 @@ class MultiLabelObjective(ContrastiveObjective):
             TypeError, ValueError: as `jrl_kernels.info_nce`; ValueError also when shapes do not fit or
                 `text_ids` is missing.
         """
-        for name, ids in (("owners", owners), ("text_ids", text_ids)):
-            if ids is None:
-                continue
-            if ids.dtype != torch.int64:
-                raise TypeError(f"{name}: expected int64, got {ids.dtype}")
-            if ids.shape != (len(y),):
-                raise ValueError(f"{name}: expected [{len(y)}] as there are texts, got {list(ids.shape)}")
-        scale = self.scale
-        options: dict[str, Any] = {
-            "direction": self.direction,
-            "multi_positive": self.multi_positive,
-            "return_stats": True,
-            "backend": self.backend,
-        }
-        across_ranks = several_ranks()
-        softmax = self._across_ranks(distributed.info_nce, info_nce)
-        own = row_ids(len(x), x.device, across_ranks)
-        owners = owners + row_ids(1, owners.device, across_ranks)
-        if self.duplicate_texts == "negative":
-            loss, stats = softmax(x, y, scale=scale, positives=(own, owners), **options)
-            return loss, {"scale": scale.detach(), **self._named(stats)}
-        if text_ids is None:
-            raise ValueError(f"text_ids: duplicate_texts={self.duplicate_texts!r} needs them, got None")
-        everyone, everything = (
-            distributed.gather(ids) if across_ranks else ids for ids in (owners, text_ids)
-        )
-        belongs = own[:, None] == everyone
-        said = _has_text(belongs, everything)
+        _check_ids(owners, text_ids, len(y))
+        if self.duplicate_texts == "exclude":
+            everything = distributed.gather(y) if several_ranks() else y
+            return self.of_scores(_cosines(x, everything), owners, text_ids=text_ids)
+        own, owned = _named_apart(len(x), owners)
+        positives: Any = (own, owned)
         if self.duplicate_texts == "positive":
-            loss, stats = softmax(x, y, scale=scale, positives=said.to_sparse_csr(), **options)
-        elif across_ranks:
-            scores = _cosines(x, distributed.gather(y)).masked_fill(said & ~belongs, _NEVER)
-            loss, stats = distributed.info_nce_from_scores(
-                scores, scale=scale, positives=(own, owners), columns=len(y), **options
-            )
-        else:
-            scores = _cosines(x, y).masked_fill(said & ~belongs, _NEVER)
-            loss, stats = info_nce_from_scores(scores, scale=scale, positives=(own, owners), **options)
+            positives = _has_text(*_pairs(own, owned, self._needed(text_ids))).to_sparse_csr()
+        scale = self.scale
+        softmax = self._across_ranks(distributed.info_nce, info_nce)
+        loss, stats = softmax(x, y, scale=scale, positives=positives, **self._options())
+        return loss, {"scale": scale.detach(), **self._named(stats)}
+
+    def of_scores(
+        self, scores: Tensor, owners: Tensor, *, text_ids: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same loss of scores [B, N] that a critic has made in place of x_i·y_j.
+
+        Args:
+            scores: [B, N] of B pictures with N texts; across ranks, of this rank's pictures with the texts of all.
+            owners, text_ids: as in `forward`, of this rank's texts.
+
+        Returns, Raises:
+            as `forward`.
+        """
+        across_ranks = several_ranks()
+        _check_ids(owners, text_ids, len(owners) if across_ranks else scores.shape[1])
+        own, owned = _named_apart(len(scores), owners)
+        positives: Any = (own, owned)
+        if self.duplicate_texts != "negative":
+            belongs, texts = _pairs(own, owned, self._needed(text_ids))
+            said = _has_text(belongs, texts)
+            if self.duplicate_texts == "positive":
+                positives = said.to_sparse_csr()
+            else:
+                scores = scores.masked_fill(said & ~belongs, _NEVER)
+        scale = self.scale
+        softmax = info_nce_from_scores
+        if across_ranks:
+            softmax = partial(distributed.info_nce_from_scores, columns=len(owners))
+        loss, stats = softmax(scores, scale=scale, positives=positives, **self._options())
         named = self._named(stats)
         if self.duplicate_texts == "exclude":
             # the op takes the pairs that are left out for candidates, so its bound would be too high
@@ -133,6 +137,42 @@ class MultiLabelObjective(ContrastiveObjective):
         config = super().to_config()
         del config["loss"], config["init_bias"]
         return {"duplicate_texts": self.duplicate_texts, **config}
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "direction": self.direction,
+            "multi_positive": self.multi_positive,
+            "return_stats": True,
+            "backend": self.backend,
+        }
+
+    def _needed(self, text_ids: Tensor | None) -> Tensor:
+        if text_ids is None:
+            raise ValueError(f"text_ids: duplicate_texts={self.duplicate_texts!r} needs them, got None")
+        return text_ids
+
+
+def _named_apart(pictures: int, owners: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids of this rank's pictures [B] and of its texts' owners [N], which no other rank has."""
+    own = row_ids(pictures, owners.device, several_ranks())
+    return own, owners + row_ids(1, owners.device, several_ranks())
+
+
+def _pairs(own: Tensor, owners: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Which texts of all ranks belong to which of this rank's pictures, bool [B, N], and the ids of those texts [N]."""
+    if several_ranks():
+        owners, text_ids = distributed.gather(owners), distributed.gather(text_ids)
+    return own[:, None] == owners, text_ids
+
+
+def _check_ids(owners: Tensor, text_ids: Tensor | None, texts: int) -> None:
+    for name, ids in (("owners", owners), ("text_ids", text_ids)):
+        if ids is None:
+            continue
+        if ids.dtype != torch.int64:
+            raise TypeError(f"{name}: expected int64, got {ids.dtype}")
+        if ids.shape != (texts,):
+            raise ValueError(f"{name}: expected [{texts}] as there are texts, got {list(ids.shape)}")
 
 
 def _has_text(belongs: Tensor, text_ids: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from jrl.encoders.group_vit import GroupViTImageEncoder
 from jrl.encoders.word_regions import WordRegions
 from jrl.objectives import ContrastiveObjective, duplicate_text_ids
 from jrl.objectives.multi_label import DUPLICATES, MultiLabelObjective
+from jrl.objectives.segment_text import SegmentTextObjective
 from jrl.systems.group_vit_segmentation import (
     MODES,
     PRODUCTS,
@@ -34,6 +35,7 @@ class GroupViT(ZeroShotSystem):
 
         z_I = l2(MLP(mean of segment tokens)),  z_T = l2(MLP(end-of-text token))
         loss = L(z_I, z_caption) + L(z_I, {z_prompt 1…K}),  each ½ (I→T + T→I) at a temperature of its own
+        and, with `segment_text`, + L({z_segment 1…G}, {z_prompt 1…K})
 
     Xu et al. 2022. Switches to its patent: `directions="sum"` (I→T + T→I), `multi_label=
     MultiLabelObjective(multi_positive="sum")`, and `assign_eps=0`, `assign_scale=1`, `noise="group"` of the
@@ -47,6 +49,8 @@ class GroupViT(ZeroShotSystem):
         projection_hidden: width inside both projections (Linear-BatchNorm-ReLU-Linear).
         objective: the loss of the captions; InfoNCE at 1/0.07 when None.
         multi_label: the loss of the prompts; GroupViT's code when None.
+        segment_text: a loss of single segments with the prompts, not in the paper; none when None.
+        multi_label_weight: factor of the prompts' loss; 1 in the paper, 0 leaves it out.
         directions: "mean" of the two directions (code), or their "sum" (patent).
         duplicate_captions: what two pictures with the same caption are to each other's: "negative" (as in the
             paper), "exclude" (nothing) or "positive".
@@ -64,6 +68,8 @@ class GroupViT(ZeroShotSystem):
         projection_hidden: int = 4096,
         objective: ContrastiveObjective | None = None,
         multi_label: MultiLabelObjective | None = None,
+        segment_text: SegmentTextObjective | None = None,
+        multi_label_weight: float = 1.0,
         directions: str = "mean",
         duplicate_captions: str = "negative",
     ) -> None:
@@ -78,6 +84,8 @@ class GroupViT(ZeroShotSystem):
         ):
             if not isinstance(value, kind):
                 raise TypeError(f"{name}: expected {kind.__name__}, got {type(value).__name__}")
+        if segment_text is not None and not isinstance(segment_text, SegmentTextObjective):
+            raise TypeError(f"segment_text: expected SegmentTextObjective, got {type(segment_text).__name__}")
         if objective.loss != "info_nce":
             raise ValueError(f"objective: expected the loss 'info_nce', got {objective.loss!r}")
         for name, chosen, choices in (
@@ -90,7 +98,10 @@ class GroupViT(ZeroShotSystem):
             if size < 1:
                 raise ValueError(f"{name}: expected at least 1, got {size}")
         self.image_encoder, self.text_encoder = image_encoder, text_encoder
-        self.objective, self.multi_label = objective, multi_label
+        self.objective, self.multi_label, self.segment_text = objective, multi_label, segment_text
+        if not multi_label_weight >= 0:
+            raise ValueError(f"multi_label_weight: expected 0 or more, got {multi_label_weight}")
+        self.multi_label_weight = multi_label_weight
         self.projection_dim, self.projection_hidden = projection_dim, projection_hidden
         self.directions, self.duplicate_captions = directions, duplicate_captions
         self.image_projection = _projection(image_encoder.width, projection_hidden, projection_dim)
@@ -109,8 +120,8 @@ class GroupViT(ZeroShotSystem):
     def forward(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The losses of a batch.
 
-        Captions and prompts go through the text encoder together, as in the code, so that the batch norm of
-        the projection sees both.
+        Captions and prompts go through the text projection together, as in the code, so that its batch norm sees
+        both.
 
         Args:
             batch: `pixel_values` [B, 3, H, W]; `input_ids` and `attention_mask` [B, L]; optionally `prompt_ids`
@@ -118,7 +129,8 @@ class GroupViT(ZeroShotSystem):
                 token is replaced by the caption.
 
         Returns:
-            {"contrastive": 0-d loss}, with prompts "multi_label" too, and the statistics of each objective.
+            {"contrastive": 0-d loss}, with prompts "multi_label" too, with both prompts and that objective
+            "segment_text", and the statistics of each objective.
 
         Raises:
             KeyError: `pixel_values` or `input_ids` is missing.
@@ -130,34 +142,31 @@ class GroupViT(ZeroShotSystem):
             raise ValueError(
                 f"input_ids: expected one caption for each of {len(pixel_values)} pictures, got {len(captions)}"
             )
-        if prompts is None:
-            ids, mask = captions[:, None], None if mask is None else mask[:, None]
-        else:
-            ids, mask = _beside(captions, mask, prompts, batch.get("prompt_mask"))
-        rows, each = ids.shape[:2]
-        flat_ids, flat_mask = ids.flatten(0, 1), None if mask is None else mask.flatten(0, 1)
-        image = self.encode_image(pixel_values).global_
-        text = self.encode_text(flat_ids, flat_mask).global_.unflatten(0, (rows, each))
-        texts = None  # one id for each distinct text
-        if {self.duplicate_captions, self.multi_label.duplicate_texts} != {"negative"}:
-            texts = duplicate_text_ids(flat_ids, flat_mask).view(rows, each)
+        image, segments = self._image_vectors(pixel_values)
+        text, texts = self._text_vectors(captions, mask, prompts, batch.get("prompt_mask"))
         options: dict[str, Any] = {}
-        if self.duplicate_captions != "negative" and texts is not None:
+        if self.duplicate_captions != "negative":
             role = "exclude" if self.duplicate_captions == "exclude" else "positives"
             options[role] = (texts[:, 0], texts[:, 0])
         factor = 2.0 if self.directions == "sum" else 1.0
         loss, plots = self.objective(image, text[:, 0], **options)
         losses = {"contrastive": factor * loss}
         if prompts is not None:
-            owners = torch.arange(rows, device=image.device).repeat_interleave(each - 1)
-            loss, stats = self.multi_label(
-                image,
-                text[:, 1:].flatten(0, 1),
-                owners,
-                text_ids=None if texts is None else texts[:, 1:].flatten(),
-            )
-            losses["multi_label"] = factor * loss
-            plots = {**plots, **{f"multi_label_{name}": value for name, value in stats.items()}}
+            rows, count = prompts.shape[:2]
+            owners = torch.arange(rows, device=image.device).repeat_interleave(count)
+            prompt, ids = text[:, 1:].flatten(0, 1), texts[:, 1:].flatten()
+            if self.multi_label_weight:
+                found, stats = self.multi_label(image, prompt, owners, text_ids=ids)
+                losses["multi_label"] = self.multi_label_weight * factor * found
+                plots = {**plots, **{f"multi_label_{name}": value for name, value in stats.items()}}
+            if self.segment_text is not None and segments is not None:
+                # the caption itself, where it stands in for a missing prompt, has no segment of its own
+                phrases = (texts[:, 1:] != texts[:, :1]).flatten()
+                found, stats = self.segment_text(
+                    segments, prompt[phrases], owners[phrases], text_ids=ids[phrases]
+                )
+                losses["segment_text"] = factor * found
+                plots = {**plots, **{f"segment_text_{name}": value for name, value in stats.items()}}
         return losses, plots
 
     @torch.no_grad()
@@ -307,6 +316,8 @@ class GroupViT(ZeroShotSystem):
             "projection_hidden": self.projection_hidden,
             "objective": self.objective.to_config(),
             "multi_label": self.multi_label.to_config(),
+            "segment_text": None if self.segment_text is None else self.segment_text.to_config(),
+            "multi_label_weight": self.multi_label_weight,
             "directions": self.directions,
             "duplicate_captions": self.duplicate_captions,
         }
@@ -319,18 +330,46 @@ class GroupViT(ZeroShotSystem):
             ValueError: a part is missing or does not fit.
         """
         config = dict(config)
+        # runs from before this objective say nothing of it
+        segment_text = config.pop("segment_text", None)
         try:
             return cls(
                 GroupViTImageEncoder(**config.pop("image_encoder")),
                 TextEncoder(**config.pop("text_encoder")),
                 objective=ContrastiveObjective(**config.pop("objective")),
                 multi_label=MultiLabelObjective(**config.pop("multi_label")),
+                segment_text=None if segment_text is None else SegmentTextObjective(**segment_text),
                 **config,
             )
         except KeyError as error:
             raise ValueError(f"config: has no {error.args[0]!r}") from error
         except TypeError as error:
             raise ValueError(f"config: {error}") from error
+
+    def _image_vectors(self, pixel_values: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Unit vectors of the pictures [B, D], and of their segments [B, G, D] when an objective needs them."""
+        output = self.image_encoder(pixel_values)
+        if self.segment_text is None:
+            return _unit(self.image_projection, output.global_), None
+        # together, so that the batch norm of the projection knows single segments too
+        both = _unit(self.image_projection, torch.cat([output.global_[:, None], output.tokens], dim=1))
+        return both[:, 0], both[:, 1:]
+
+    def _text_vectors(
+        self, captions: Tensor, mask: Tensor | None, prompts: Tensor | None, prompt_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Unit vectors [B, 1 + K, D] of each caption and its prompts, and one id for each distinct text [B, 1 + K]."""
+        pooled = self.text_encoder(captions, mask).global_[:, None]
+        ids = duplicate_text_ids(captions, mask)[:, None]
+        if prompts is not None:
+            real = _real_prompts(captions, prompts, prompt_mask)
+            rows = prompts[real], None if prompt_mask is None else prompt_mask[real]
+            # the trunk sees them apart, as prompts are much shorter; what is no prompt is the caption
+            pooled, ids = pooled.repeat(1, 1 + prompts.shape[1], 1), ids.repeat(1, 1 + prompts.shape[1])
+            if len(rows[0]):
+                pooled[:, 1:][real] = self.text_encoder(*rows).global_.to(pooled.dtype)
+                ids[:, 1:][real] = duplicate_text_ids(*rows)
+        return _unit(self.text_projection, pooled), ids
 
     def _segments(self, pixel_values: Tensor, product: str) -> tuple[Tensor, Tensor, Tensor]:
         """Unit vectors of the segments [B, G, D] and the picture [B, D], and the map [B, G, H, W]."""
@@ -363,28 +402,12 @@ def _unit(projection: nn.Module, x: Tensor) -> Tensor:
     return F.normalize(projected, dim=-1).unflatten(0, x.shape[:-1])
 
 
-def _beside(
-    captions: Tensor, caption_mask: Tensor | None, prompts: Tensor, prompt_mask: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Each caption [B, L] and its prompts [B, K, L'] as [B, 1 + K, max(L, L')], with the mask of the real tokens."""
+def _real_prompts(captions: Tensor, prompts: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, K] bool: the prompts that have a real token."""
     if prompts.ndim != 3 or len(prompts) != len(captions) or not prompts.shape[1]:
         raise ValueError(f"prompt_ids: expected [{len(captions)}, K, L], got {list(prompts.shape)}")
-    if prompt_mask is not None and prompt_mask.shape != prompts.shape:
-        raise ValueError(f"prompt_mask: expected {list(prompts.shape)}, got {list(prompt_mask.shape)}")
-    length = max(captions.shape[1], prompts.shape[2])
-    caption, prompt = (F.pad(ids, (0, length - ids.shape[-1])) for ids in (captions[:, None], prompts))
-    if caption_mask is None and prompt_mask is None and captions.shape[1] == prompts.shape[2]:
-        return torch.cat([caption, prompt], dim=1), None
-    real = [
-        F.pad(
-            torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool(),
-            (0, length - ids.shape[-1]),
-        )
-        for ids, mask in (
-            (captions[:, None], None if caption_mask is None else caption_mask[:, None]),
-            (prompts, prompt_mask),
-        )
-    ]
-    there = real[1].any(dim=-1, keepdim=True)
-    ids = torch.cat([caption, torch.where(there, prompt, caption)], dim=1)
-    return ids, torch.cat([real[0], torch.where(there, real[1], real[0])], dim=1)
+    if mask is None:
+        return torch.ones(prompts.shape[:2], dtype=torch.bool, device=prompts.device)
+    if mask.shape != prompts.shape:
+        raise ValueError(f"prompt_mask: expected {list(prompts.shape)}, got {list(mask.shape)}")
+    return mask.bool().any(dim=-1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from jrl.data.nouns import Prompts
 from jrl.data.sample import Sample, SkipReport
 from jrl.training.loader import Batch
 from jrl.training.text_cache import TextCache
@@ -64,6 +65,7 @@ class Captions:
         max_length: tokens after which a caption is cut.
         mix: how training draws captions; one of the given ones at random when None.
         tags: keywords of each sample, for the mix.
+        prompts: makes prompts of the caption that was drawn; None for none.
 
     Attributes:
         cache: embeddings of all captions in their order, which then come with every batch; None for none.
@@ -76,10 +78,12 @@ class Captions:
         max_length: int,
         mix: CaptionMix | None = None,
         tags: Sequence[Sequence[str]] | None = None,
+        prompts: Prompts | None = None,
     ) -> None:
         self.captions, self.tokenizer, self.max_length, self.mix = captions, tokenizer, max_length, mix
         self.tags = [()] * len(captions) if tags is None else tags
         self.cache: TextCache | None = None
+        self.prompts = prompts
         counts = torch.tensor([len(several) for several in captions])
         self.start = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
         if mix is None:
@@ -91,14 +95,23 @@ class Captions:
         return [caption for several in self.captions for caption in several]
 
     def one_each(self, indices: Tensor, seed: int) -> Batch:
-        """One random caption of each sample."""
+        """One random caption of each sample, and `prompt_ids` and `prompt_mask` [B, K, L] when there are prompts.
+
+        A prompt that is the caption again has no real token: systems take it for the caption and need not encode it.
+        """
         generator = np.random.default_rng((seed, 1))
         if self.mix is not None:
             texts = [self.mix.draw(self.captions[i], self.tags[i], generator) for i in indices.tolist()]
             input_ids, attention_mask = self._tokenise(texts)
-            return {"input_ids": input_ids, "attention_mask": attention_mask}
-        start, count = self.start[indices], self.start[indices + 1] - self.start[indices]
-        return self._rows(start + torch.from_numpy(generator.integers(0, count.numpy())))
+            batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        else:
+            start, count = self.start[indices], self.start[indices + 1] - self.start[indices]
+            drawn = torch.from_numpy(generator.integers(0, count.numpy()))
+            texts = [self.captions[i][j] for i, j in zip(indices.tolist(), drawn.tolist(), strict=True)]
+            batch = self._rows(start + drawn)
+        if self.prompts is not None:
+            batch.update(self._prompts(self.prompts, texts, seed))
+        return batch
 
     def all_of(self, indices: Tensor) -> Batch:
         """All captions of the samples; `caption_image` says whose each is among `image_index`."""
@@ -106,6 +119,17 @@ class Captions:
         rows = torch.cat([torch.arange(int(a), int(b)) for a, b in zip(start, end, strict=True)])
         owners = indices.repeat_interleave(end - start)
         return {**self._rows(rows), "image_index": indices, "caption_image": owners}
+
+    def _prompts(self, prompts: Prompts, texts: list[str], seed: int) -> Batch:
+        # a stream of its own: prompts must not change which captions are drawn
+        generator = np.random.default_rng((seed, 2))
+        drawn = [
+            "" if prompt == text else prompt for text in texts for prompt in prompts.draw(text, generator)
+        ]
+        ids, mask = self._tokenise(drawn)
+        mask = mask & torch.tensor([bool(prompt) for prompt in drawn])[:, None]
+        each = (len(texts), prompts.count)
+        return {"prompt_ids": ids.unflatten(0, each), "prompt_mask": mask.unflatten(0, each)}
 
     def _tokenise(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         encoded = self.tokenizer(

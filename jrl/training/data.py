@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from jrl.data.images import CLIP_MEAN, CLIP_STD, Augment, ImageTransform
+from jrl.data.nouns import PromptOptions
 from jrl.data.sample import Sample, SampleSet, SkipReport
 from jrl.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from jrl.training.captions import CaptionMix, Captions, with_captions
@@ -45,7 +46,9 @@ class CaptionDataModule(lightning.LightningDataModule):
         languages: caption languages in training; all when None.
         eval_languages: caption languages in evaluation; those of training when None.
         caption_mix: how training mixes captions and keywords; one random caption when None.
-        tokenizer: folder of a saved one; trained on the training captions when None.
+        prompts: in training, prompts made of the nouns of each drawn caption (`prompt_ids`, `prompt_mask` of the
+            batch), for systems that learn from several texts a picture; none when None.
+        tokenizer: folder of a saved one; trained on the training captions (and the prompts' templates) when None.
         vocab_size: of the tokenizer to train.
         max_length: tokens after which a caption is cut.
         augment: random changes in training; None for none.
@@ -75,6 +78,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         languages: Sequence[str] | None = None,
         eval_languages: Sequence[str] | None = None,
         caption_mix: CaptionMix | None = None,
+        prompts: PromptOptions | None = None,
         tokenizer: str | None = None,
         vocab_size: int = 4096,
         max_length: int = 32,
@@ -105,7 +109,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         )
         if text_cache is not None and caption_mix is not None:
             raise ValueError("text_cache: captions that caption_mix draws cannot be embedded before")
-        self.val_fraction, self.caption_mix = val_fraction, caption_mix
+        self.val_fraction, self.caption_mix, self.prompts = val_fraction, caption_mix, prompts
         self.text_cache = text_cache
         self.languages = languages
         self.eval_languages = languages if eval_languages is None else eval_languages
@@ -273,6 +277,9 @@ class CaptionDataModule(lightning.LightningDataModule):
         texts = [caption for several in captions for caption in several]
         if self.caption_mix is not None:
             texts += [tag for sample in samples for tag in sample.tags]
+        if self.prompts is not None:
+            # twice, as a merge must occur twice
+            texts += [template.replace("{}", " ") for template in self.prompts.templates] * 2
         return train_tokenizer(texts, vocabulary_size=self.vocab_size, max_length=self.max_length)
 
     def _source(self, part: str, *, train: bool) -> MemorySource | FileSource:
@@ -290,7 +297,9 @@ class CaptionDataModule(lightning.LightningDataModule):
         skips.raise_if_empty(len(samples), f"{self.dataset}/{part}")
         if skips.skipped:
             self._say(f"{part}: {skips.summary()}")
-        tokens = Captions(captions, self.tokenizer, self.max_length, mix, [sample.tags for sample in samples])
+        prompts = self.prompts.build() if train and self.prompts is not None else None
+        tags = [sample.tags for sample in samples]
+        tokens = Captions(captions, self.tokenizer, self.max_length, mix, tags, prompts)
         if pixels is not None:
             return MemorySource(
                 pixels, tokens, torch.tensor(self.mean), torch.tensor(self.std), augment, train=train

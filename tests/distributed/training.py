@@ -23,6 +23,7 @@ from jrl.encoders import ImageEncoder, TextEncoder
 from jrl.encoders.group_vit import GroupViTImageEncoder
 from jrl.objectives import AttentionCritic, ContrastiveObjective, MutualInformationEstimator
 from jrl.objectives.multi_label import MultiLabelObjective
+from jrl.objectives.segment_text import SegmentTextObjective
 from jrl.systems import CLIP, CriticOptions, GroupViT, LayerPair, MutualInformation, System
 
 PAIRS = 7
@@ -196,6 +197,7 @@ def group_vit(rank: int) -> None:
             projection_dim=8,
             projection_hidden=12,
             multi_label=MultiLabelObjective(duplicates),
+            segment_text=SegmentTextObjective(duplicate_texts=duplicates),
             duplicate_captions=duplicates,
         )
         # at rest: batch norms, and the noise of the assignment, which ranks draw for themselves

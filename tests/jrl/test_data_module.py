@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from jrl.data.images import Augment
+from jrl.data.nouns import PromptOptions
 from jrl.data.sample import Sample, SampleSet, SkipReport
 from jrl.training import CaptionDataModule
 from jrl.training import data as data_module
@@ -252,3 +253,47 @@ def test_dataset_parts_are_used_as_they_are(monkeypatch: pytest.MonkeyPatch) -> 
 def test_refusals(pictures: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         module(pictures, **options)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_prompts_are_made_of_the_caption_of_the_batch(in_memory: bool) -> None:
+    pytest.importorskip("HanTa", reason="the tagger is part of jrl[train]")
+
+    def batches(prompts: PromptOptions | None) -> tuple[CaptionDataModule, list[dict[str, Any]]]:
+        parts = {"train": 24, "val": 4, "test": 0, "test_compositional": 0}
+        data = CaptionDataModule(
+            "scenes",
+            {**parts, "size": 16, "languages": ["en"]},
+            image_size=16,
+            batch_size=8,
+            vocab_size=400,
+            prompts=prompts,
+            in_memory=in_memory,
+        )
+        data.setup("fit")
+        (validation,) = data.val_dataloader()
+        assert all("prompt_ids" not in batch for batch in validation)
+        return data, list(data.train_dataloader())
+
+    data, made = batches(PromptOptions(count=2, kind="noun_phrase", templates=("this {}",)))
+    _, again = batches(PromptOptions(count=2, kind="noun_phrase", templates=("this {}",)))
+    _, none = batches(None)
+    assert data.tokenizer is not None
+    filled = 0
+    for batch, same, without in zip(made, again, none, strict=True):
+        assert "prompt_ids" not in without
+        assert torch.equal(batch["prompt_ids"], same["prompt_ids"])
+        assert batch["prompt_ids"].shape == batch["prompt_mask"].shape
+        assert batch["prompt_ids"].shape[:2] == (8, 2) and batch["prompt_mask"].dtype == torch.bool
+        rows = zip(batch["input_ids"], batch["prompt_ids"], batch["prompt_mask"], strict=True)
+        for caption, prompts, mask in rows:
+            said = data.tokenizer.decode(caption, skip_special_tokens=True).strip()
+            texts = [text.strip() for text in data.tokenizer.batch_decode(prompts, skip_special_tokens=True)]
+            assert texts[0] != texts[1]
+            for text, real in zip(texts, mask, strict=True):
+                assert bool(real.any()) == text.startswith("this ")
+                assert text.removeprefix("this ") in said
+            filled += int(mask[1].any())
+    assert 0 < filled < 24  # some captions have one noun phrase only
+    # the template's words, which no caption has, are whole tokens too
+    assert len(data.tokenizer("this circle")["input_ids"]) == 4

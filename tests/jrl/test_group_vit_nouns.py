@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jrl.data.nouns import NounTagger, Prompts
+from jrl.data import nouns
+from jrl.data.nouns import NounTagger, PromptOptions, Prompts
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,18 @@ def test_prompts_fill_up_with_the_caption_and_follow_the_generator(english: Noun
     one = Prompts(english, 1, templates=("{}",))
     assert {one.draw(caption, generator)[0] for _ in range(30)} == {"circle", "square"}
     assert one.draw("!", generator) == ["!"]
+
+
+def test_options_build_prompts_whose_memory_of_captions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("HanTa", reason="the tagger is part of jrl[train]")
+    options = PromptOptions("de", count=1, kind="noun_phrase", templates=("<{}>",))
+    prompts = options.build()
+    monkeypatch.setattr(nouns, "_KEPT", 1)
+    generator = np.random.default_rng(0)
+    for _ in range(2):
+        assert prompts.draw("ein roter Kreis", generator) == ["<roter Kreis>"]
+        assert prompts.draw("ein blauer Kreis", generator) == ["<blauer Kreis>"]
+    assert list(prompts._found) == ["ein roter Kreis"]
 
 
 @pytest.mark.parametrize(
