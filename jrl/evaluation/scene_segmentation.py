@@ -37,7 +37,7 @@ class Segmenter(Protocol):
 
 # Captions name the background half as often as they could, so its texts are a little too far from it; what their scores
 # are multiplied by is chosen on validation scenes.
-BACKGROUND_WEIGHTS = tuple(2.0**power for power in range(13))
+BACKGROUND_WEIGHTS = tuple(2.0**power for power in range(17))
 
 
 @dataclass(frozen=True)
