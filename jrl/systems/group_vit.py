@@ -39,8 +39,8 @@ class GroupViT(ZeroShotSystem):
 
     Xu et al. 2022. Switches to its patent: `directions="sum"` (I→T + T→I), `multi_label=
     MultiLabelObjective(multi_positive="sum")`, and `assign_eps=0`, `assign_scale=1`, `noise="group"` of the
-    image encoder; `segment(mode="patent")`. Under data parallelism the captions of all ranks are contrasted, and the
-    prompts of each rank alone.
+    image encoder; `segment(mode="patent")`. Under data parallelism captions, prompts and segments are
+    contrasted with those of all ranks.
 
     Args:
         image_encoder: pictures to segment tokens.

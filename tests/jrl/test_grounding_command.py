@@ -43,7 +43,7 @@ class ColourPointer(System):
         return {"vocabulary": len(self.colours)}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> ColourPointer:
+    def _assemble(cls, config: dict[str, Any]) -> ColourPointer:
         return cls(**config)
 
     def forward(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

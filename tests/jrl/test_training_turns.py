@@ -46,7 +46,7 @@ class Duel(System):
         return {}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Duel:
+    def _assemble(cls, config: dict[str, Any]) -> Duel:
         return cls()
 
     def optimization(self) -> list[OptimizerSpec]:
