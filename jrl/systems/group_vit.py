@@ -249,6 +249,10 @@ class GroupViT(ZeroShotSystem):
         for name, value in (("window", window), ("stride", stride)):
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
+        if window is not None and stride is not None and stride > window:
+            raise ValueError(
+                f"stride: expected at most the window of {window}, got {stride}: pixels would be left out"
+            )
 
         def score(pictures: Tensor) -> Tensor:
             segments, image, pixels = self._segments(pictures, chosen)

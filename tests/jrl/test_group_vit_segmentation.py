@@ -215,6 +215,7 @@ def test_masks_of_scenes_name_their_classes() -> None:
             "background_threshold",
         ),
         (lambda s, x: s.segment(x, classes(3), stride=2), "stride"),
+        (lambda s, x: s.segment(x, classes(3), window=16, stride=17), "left out"),
         (lambda s, x: s.segment(x, classes(3), window=0), "window"),
         (lambda s, x: s.word_regions(x, torch.ones(2, 4).long()), "input_ids"),
         (lambda s, x: compose([GroupMap(None, torch.zeros(1, 4).long(), 2)], (2, 2)), "soft"),
