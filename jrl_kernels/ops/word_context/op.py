@@ -36,7 +36,8 @@ def word_context(
         word_mask: bool [B, T], True for words that count; None for all.
         attention_scale: inverse temperature, a number or a 0-d tensor (with gradient).
         return_attention: also return alpha; it is then stored, and every backend computes the formula of "reference".
-        backend: "auto", "reference", "cpu" or "cuda"; the last two are torch.nn.functional.scaled_dot_product_attention.
+        backend: "auto", "reference", "cpu" or "cuda"; the last two are torch.nn.functional.scaled_dot_product_attention, on a CPU
+            once there are more than D / 4 words.
 
     Returns:
         Contexts [B, R, D] in the dtype of `regions` (under autocast, in its dtype), computed in float32 or wider; with
@@ -47,7 +48,7 @@ def word_context(
         NotImplementedError: no backend takes these tensors here.
 
     Gradients: regions, words, attention_scale; twice differentiable with backend="reference" or return_attention. PyTorch's
-    fused attention raises where its backward is differentiated.
+    fused attention may raise where its backward is differentiated.
     """
     op = "word_context"
     sizes: dict[str, int] = {}
