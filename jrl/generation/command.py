@@ -50,7 +50,11 @@ def _report(arguments: Sequence[str]) -> int:
     settings = _settings(options)
     session = Session(options.run, settings, _say)
     rows = {options.run: session.score(options.run), REAL: session.real()}
-    values = {"settings": settings.protocol(), "scores": {name: asdict(one) for name, one in rows.items()}}
+    values = {
+        "settings": settings.protocol(),
+        "distinct": session.distinct,
+        "scores": {name: asdict(one) for name, one in rows.items()},
+    }
     _write(out, "generation", values, scores_table(rows))
     return 0
 

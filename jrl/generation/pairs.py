@@ -17,6 +17,9 @@ def run_pairs(
 ) -> tuple[list[Pair], list[Pair]]:
     """Pictures of a part of a run's data, each with one of its captions, and as many others for a reference.
 
+    Where the part has fewer pictures than `samples`, each comes again with its next caption, and round again through its
+    captions: the texts then repeat, and so do the real pictures, but not the noise. No others are left then.
+
     Generated scenes have no end: where the part is "test" as many are drawn as are asked for, beyond those of training and
     validation, with the same pairs of colour and shape held out.
 
@@ -27,11 +30,11 @@ def run_pairs(
         seed: of the choice of pictures and captions.
 
     Returns:
-        `samples` pairs, and up to as many more; fewer where the part does not hold them.
+        `samples` pairs, and up to as many more of other pictures; fewer where the part does not hold them.
 
     Raises:
         FileNotFoundError: the run has no `config.yaml`.
-        ValueError: the part holds too few pictures, or a number is out of range.
+        ValueError: the part holds fewer than 2 pictures, or a number is out of range.
     """
     from jrl.training.command import data_module_of
 
@@ -40,14 +43,18 @@ def run_pairs(
     if seed < 0:
         raise ValueError(f"seed: expected 0 or more, got {seed}")
     found = _samples(data_module_of(run), 2 * samples, part)
-    if len(found) < samples:
-        raise ValueError(f"samples: {part} holds {len(found)} pictures with captions, got {samples}")
+    if len(found) < 2:
+        raise ValueError(f"part: expected at least 2 pictures with captions, {part} holds {len(found)}")
     draws = np.random.default_rng((seed, 2))
     chosen = [found[place] for place in draws.permutation(len(found))[: 2 * samples]]
-    pairs = []
-    for sample, captions in chosen:
-        pairs.append(Pair(sample.key, captions[int(draws.integers(len(captions)))], sample.image))
-    return pairs[:samples], pairs[samples:]
+    first = [int(draws.integers(len(captions))) for _, captions in chosen]
+    rounds = -(-samples // len(chosen)) if len(chosen) < samples else 1
+    pairs = [
+        Pair(sample.key, captions[(place + turn) % len(captions)], sample.image)
+        for turn in range(rounds)
+        for (sample, captions), place in zip(chosen, first, strict=True)
+    ]
+    return pairs[:samples], pairs[samples:] if rounds == 1 else []
 
 
 def _samples(data: CaptionDataModule, wanted: int, part: str) -> list[tuple[Sample, list[str]]]:
@@ -56,4 +63,5 @@ def _samples(data: CaptionDataModule, wanted: int, part: str) -> list[tuple[Samp
     parts = data.read_parts()
     if part not in parts:
         raise ValueError(f"part: expected one of {', '.join(parts)}, got {part!r}")
-    return list(zip(*with_captions(parts[part], data.eval_languages, SkipReport()), strict=True))
+    samples, captions = with_captions(parts[part], data.eval_languages, SkipReport())
+    return list(zip(samples, captions, strict=True))

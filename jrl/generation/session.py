@@ -109,6 +109,11 @@ class Session:
         # before anything slow begins
         check_judges(run, self.judges)
         self.pairs, self.others = self._pairs(first)
+        if self.distinct["pictures"] < len(self.pairs):
+            say(
+                f"{settings.part} holds {self.distinct['pictures']} pictures: they come again for {len(self.pairs)} samples of "
+                f"{self.distinct['texts']} different texts, with other noise"
+            )
         say(f"looking at {len(self.pairs)} real pictures")
         self.reference = self._look(self.pairs, self.judges)
 
@@ -153,6 +158,14 @@ class Session:
             splits=self.settings.splits,
             seed=self.settings.seed,
         )
+
+    @property
+    def distinct(self) -> dict[str, int]:
+        """How many different pictures and texts the samples are of."""
+        return {
+            "pictures": len({pair.name for pair in self.pairs}),
+            "texts": len({pair.text for pair in self.pairs}),
+        }
 
     @property
     def texts(self) -> str:

@@ -35,7 +35,7 @@ class CaptionDataModule(lightning.LightningDataModule):
 
     Args:
         dataset: "emoji", "scenes", or the name of a format: "coco", "folder", "webdataset", …
-        options: arguments of that reader, such as `{path: pictures}`.
+        options: arguments of that reader, such as `{path: pictures}`, or by parts (`jrl.data.readers.read`).
         image_size: side of the pictures in pixels.
         batch_size: pairs in a batch of one rank.
         eval_batch_size: pictures in a batch of evaluation.

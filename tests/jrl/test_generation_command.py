@@ -39,8 +39,6 @@ def test_the_texts_are_of_the_run_and_beyond_its_training(folder: Path) -> None:
     assert sorted(keys) == [f"scene-0-{index:06d}" for index in range(6, 26)]
     assert run_pairs(folder / "full-0", 10, seed=1)[0] == pairs
     assert run_pairs(folder / "full-0", 10, seed=2)[0] != pairs
-    with pytest.raises(ValueError, match="samples: val holds 2 pictures with captions, got 3"):
-        run_pairs(folder / "full-0", 3, part="val")
     assert [len(some) for some in run_pairs(folder / "full-0", 2, part="val")] == [2, 0]
     with pytest.raises(
         ValueError, match="part: expected one of train, val, test, test_compositional, got 'dev'"
