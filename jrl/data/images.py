@@ -223,7 +223,8 @@ class Augment:
 
     Args:
         scale: share of the picture's area that the crop keeps, drawn uniformly.
-        ratio: width / height of the crop, drawn uniformly in the logarithm.
+        ratio: width / height of the crop, drawn uniformly in the logarithm. Of a picture that no such crop fits in ten draws
+            the largest in the centre with the nearest ratio is taken: with (1, 1) both, the centre square of evaluation.
         translate: largest shift, as a share of the size, over `fill`.
         flip: probability of a left-right flip; it makes captions with "left" or with letters untrue.
         brightness, contrast, saturation: factor drawn from [1 − value, 1 + value].
@@ -352,14 +353,19 @@ def _centre_box(width: int, height: int) -> tuple[float, float, float, float]:
 def _random_box(
     width: int, height: int, augment: Augment, generator: np.random.Generator
 ) -> tuple[float, float, float, float]:
-    area = width * height * generator.uniform(*augment.scale)
+    """The crop of torchvision's RandomResizedCrop: drawn until it fits, at most ten times, then the largest in the centre."""
     low, high = augment.ratio
-    ratio = math.exp(generator.uniform(math.log(low), math.log(high)))
-    # A long, thin picture cannot hold every shape: clamp the sides rather than draw again.
-    w = min(max(math.sqrt(area * ratio), 1.0), float(width))
-    h = min(max(math.sqrt(area / ratio), 1.0), float(height))
-    left, top = generator.uniform(0, 1) * (width - w), generator.uniform(0, 1) * (height - h)
-    return left, top, min(left + w, float(width)), min(top + h, float(height))
+    for _ in range(10):
+        area = width * height * generator.uniform(*augment.scale)
+        ratio = math.exp(generator.uniform(math.log(low), math.log(high)))
+        w, h = max(math.sqrt(area * ratio), 1.0), max(math.sqrt(area / ratio), 1.0)
+        if w <= width and h <= height:
+            left, top = generator.uniform(0, 1) * (width - w), generator.uniform(0, 1) * (height - h)
+            return left, top, min(left + w, float(width)), min(top + h, float(height))
+    ratio = min(max(width / height, low), high)
+    w, h = min(float(width), height * ratio), min(float(height), width / ratio)
+    left, top = (width - w) / 2, (height - h) / 2
+    return left, top, left + w, top + h
 
 
 def _change(pixels: np.ndarray, augment: Augment, generator: np.random.Generator) -> np.ndarray:
