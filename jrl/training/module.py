@@ -283,6 +283,12 @@ class SystemModule(lightning.LightningModule):
                 f"strategy: {type(self.system).__name__} has {len(self._specs)} optimisers, which train on one device or with "
                 f"'ddp', got {type(strategy).__name__}"
             )
+        if len(self._specs) > 1 and self.trainer.precision == "16-mixed":
+            # one scaler serves all optimisers, and each of them would change the scale under the gradients of the next
+            raise ValueError(
+                f"precision: {type(self.system).__name__} has {len(self._specs)} optimisers, which train with 'bf16-mixed' or "
+                "'32-true', got '16-mixed'"
+            )
 
     def _set_memory_format(self, batch: dict[str, Any]) -> None:
         if self.channels_last:

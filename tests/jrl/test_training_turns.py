@@ -8,6 +8,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
 from jrl.encoders import EncoderOutput
@@ -105,6 +106,14 @@ def test_several_optimisers_each_follow_their_losses(config: Callable[..., dict[
     # it moves the right way, 10⁴ times more slowly, and the other loss does not pull it
     assert bool((system.right < 0).all())
     assert bool((system.right > -0.01).all())
+
+
+def test_several_optimisers_refuse_the_scaler_of_float16(config: Callable[..., dict[str, Any]]) -> None:
+    scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    with pytest.raises(
+        ValueError, match="precision: SharedDuel has 2 optimisers, which train with 'bf16-mixed' or"
+    ):
+        fit(config(trainer={"max_epochs": 1, "plugins": [scaled]}), SystemModule(SharedDuel()))
 
 
 @pytest.mark.parametrize(
