@@ -38,7 +38,7 @@ def pair_contrastive(
         both:  mean of -log softmax_j(cos(x_i, y_j) / τ)_i  +  mean of -log softmax_i(cos(x_i, y_j) / τ)_j
         one:   the first term
 
-    The sentence loss (x the pictures, y the sentences) and the image loss (x the generated, y the real pictures) of
+    The sentence loss (x the pictures, y the sentences) and the image loss (x the real, y the generated pictures) of
     Zhang et al. 2021
     (XMC-GAN): its code has both directions, US 2023/0081171 one. With several ranks the rows are those of all of them
     (`jrl_kernels.distributed`), for gradients that are averaged over the ranks; every rank must then call it.

@@ -48,7 +48,8 @@ class XMCGAN(System):
             "image_pretrained" only with an image_encoder.
         temperature: τ of the sentence and image losses.
         word_scale: factor of the word scores.
-        directions: "both" directions of the contrastive losses, added, or "one" (each picture among the texts).
+        directions: "both" directions of the contrastive losses, added, or "one" (each picture among the texts, each real
+            picture among the generated ones).
         sentence_pooling: "code" (sum over all places, padding included, over the number of real ones), "mean" over
             the real ones, or
             "encoder" (the text encoder's own vector).
@@ -189,10 +190,10 @@ class XMCGAN(System):
             losses["hinge_generator"] = hinge_generator(theirs.logits.float())
             self._add_texts("fake", theirs, words, mask, losses, plots)
             if self.weights["image"]:
-                self._add("image", "image", self._pairs(theirs.image, ours.image), losses, plots)
+                self._add("image", "image", self._images(ours.image, theirs.image), losses, plots)
             if self.weights["image_pretrained"]:
-                vectors = self._pretrained(fake), self._pretrained(real)
-                self._add("image_pretrained", "image_pretrained", self._pairs(*vectors), losses, plots)
+                vectors = self._pretrained(real), self._pretrained(fake)
+                self._add("image_pretrained", "image_pretrained", self._images(*vectors), losses, plots)
         return losses, plots
 
     def optimization(self) -> list[OptimizerSpec]:
@@ -332,6 +333,10 @@ class XMCGAN(System):
         return pair_contrastive(
             x, y, temperature=self.temperature, directions=self.directions, backend=self.backend
         )
+
+    def _images(self, real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        # both directions added are the same either way round, but for rounding: in this order recorded runs repeat to the bit
+        return self._pairs(real, fake) if self.directions == "one" else self._pairs(fake, real)
 
     def _add_texts(
         self,
