@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+
+_ALIKE = 1e-6
+"""Spread of pictures in [0, 1] below which they count as equal."""
 
 
 class TrainingWatch(Callback):
@@ -19,7 +23,8 @@ class TrainingWatch(Callback):
     generates reports it as "spread", and that of the real pictures as "spread_real". A run has collapsed where the running
     average of their ratio is below `collapse`.
 
-    Both are judged while training and before every checkpoint: none is written in a bad state, so the last one is good.
+    Both are judged while training, before every checkpoint and at the end: nothing is written in a bad state, so the last
+    checkpoint is good. A batch whose real pictures are alike themselves, as one pair is, says nothing of a collapse.
 
     Args:
         collapse: the smallest ratio of the generated pictures' spread to the real ones'; 0 never stops.
@@ -61,9 +66,11 @@ class TrainingWatch(Callback):
             self._losses[name] = torch.where(kept.isfinite(), loss, kept)
         spread, real = (module.plots.get(name) for name in ("spread", "spread_real"))
         if spread is not None and real is not None:
-            ratio = spread.float() / real.float().clamp(min=1e-6)
-            before = ratio if self._ratio is None else self._ratio.to(ratio)
-            self._ratio = before.lerp(ratio, 1 - self.decay)
+            ratio = spread.float() / real.float()
+            # infinite until the first batch that says something: no ratio is below another, and no wait for an accelerator
+            before = ratio.new_tensor(torch.inf) if self._ratio is None else self._ratio.to(ratio)
+            mean = torch.where(before.isfinite(), before.lerp(ratio, 1 - self.decay), ratio)
+            self._ratio = torch.where(real < _ALIKE, before, mean)
         waits = pl_module.device.type != "cpu" or trainer.world_size > 1
         if not waits or (_batches(trainer) + 1) % self.every == 0:
             self._look(trainer)
@@ -76,19 +83,13 @@ class TrainingWatch(Callback):
     ) -> None:
         """Let no checkpoint of a failed run be written."""
         self._look(trainer)
-        weights = checkpoint.get("state_dict", {})
-        broken = [
-            name
-            for name, value in weights.items()
-            if value.is_floating_point() and not value.isfinite().all()
-        ]
-        if broken:
-            more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
-            raise FloatingPointError(
-                f"weights {broken[0]!r}{more} are not finite at step {trainer.global_step}; "
-                f"lower lr; {self._last_good(trainer)}"
-            )
+        self._check_weights(trainer, checkpoint.get("state_dict", {}))
         self._saved_step = trainer.global_step
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Let no failed run end as if it had not, and export what it has become."""
+        self._look(trainer)
+        self._check_weights(trainer, pl_module.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """The running average of the ratio."""
@@ -120,8 +121,21 @@ class TrainingWatch(Callback):
                 f"{self._last_good(trainer)}"
             )
 
+    def _check_weights(self, trainer: lightning.Trainer, weights: Mapping[str, Tensor]) -> None:
+        broken = [
+            name
+            for name, value in weights.items()
+            if value.is_floating_point() and not value.isfinite().all()
+        ]
+        if broken:
+            more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+            raise FloatingPointError(
+                f"weights {broken[0]!r}{more} are not finite at step {trainer.global_step}; "
+                f"lower lr; {self._last_good(trainer)}"
+            )
+
     def _last_good(self, trainer: lightning.Trainer) -> str:
-        kept = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        kept = [getattr(callback, "best_model_path", None) for callback in trainer.checkpoint_callbacks]
         path = next((path for path in kept if path and Path(path).is_file()), None)
         if path is None:
             return "no checkpoint has been written yet"

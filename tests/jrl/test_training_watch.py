@@ -61,6 +61,24 @@ def test_weights_that_are_not_finite_are_never_saved(pictures: Path, tmp_path: P
     assert last(tmp_path)["global_step"] == 3 * STEPS
 
 
+class SpoilLast(Callback):
+    """Weights that break in the last step of all."""
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == 12 * STEPS:
+            with torch.no_grad():
+                spoil(pl_module.system)
+
+
+def test_weights_that_are_not_finite_are_never_exported(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"pixels.weight' are not finite at step 36; .* of step 30"):
+        fit(tmp_path, build(), data(pictures), every=5 * STEPS, callbacks=[SpoilLast()])
+    assert last(tmp_path)["global_step"] == 10 * STEPS
+    assert not (tmp_path / "model").exists()
+
+
 def collapse(system: Any) -> None:
     system.generator.pixels.weight.zero_()
 
@@ -88,6 +106,10 @@ def test_collapse(pictures: Path, tmp_path: Path) -> None:
 def test_no_collapse_where_none_is_looked_for(pictures: Path, tmp_path: Path) -> None:
     for name, watch in (("off", TrainingWatch(collapse=0)), ("early", TrainingWatch(after=100))):
         fit(tmp_path / name, build(), data(pictures), callbacks=[watch, AtBatch(5, collapse, always=True)])
+
+
+def test_one_pair_a_turn_says_nothing_of_a_collapse(pictures: Path, tmp_path: Path) -> None:
+    fit(tmp_path, build(), data(pictures, batch_size=2), epochs=1, callbacks=[TrainingWatch(after=5)])
 
 
 def test_no_checkpoint_yet(pictures: Path, tmp_path: Path) -> None:
