@@ -9,7 +9,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 
@@ -69,6 +69,49 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
             raise ValueError(f"{file}: not a training checkpoint")
         return checkpoint
+
+
+class LastCheckpoint(Checkpoint):
+    """The newest checkpoint of a run: every so many steps or at the end of every epoch, and at the end of the training.
+
+    Several optimisers make several steps a batch: it is written after the batch in which one was due.
+
+    Args:
+        path: of the file, which the next one replaces.
+        every: steps between two; the end of an epoch when None.
+
+    Attributes:
+        best_model_path: `path`, by the name that Lightning knows.
+    """
+
+    def __init__(self, path: str | Path, every: int | None = None) -> None:
+        if every is not None and every < 1:
+            raise ValueError(f"checkpoint_every: expected at least 1, got {every}")
+        self.best_model_path, self.every = str(path), every
+        self._saved = 0
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """What a resumed run begins with is saved."""
+        self._saved = trainer.global_step
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *rest: Any) -> None:
+        """Save where one of the batch's steps was due."""
+        if self.every is not None and trainer.global_step // self.every > self._saved // self.every:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Save where epochs are counted."""
+        if self.every is None:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Save what came after the last one."""
+        self._save(trainer)
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        if trainer.global_step != self._saved:
+            trainer.save_checkpoint(self.best_model_path)
+            self._saved = trainer.global_step
 
 
 class ExportSystem(Callback):
@@ -132,18 +175,13 @@ def checkpoint_callbacks(
 
     Args:
         run: folder of the run; checkpoints go to `checkpoints`, the system to `model`.
-        every: steps between two writes of the last checkpoint; the end of an epoch when None.
+        every: steps between two writes of the last checkpoint; the end of an epoch when None. The end of the training is always
+            written.
         monitor: logged value that decides what is best; no best one is kept when None.
         mode: "max" or "min".
     """
     folder = Path(run) / "checkpoints"
-    last = ModelCheckpoint(
-        dirpath=folder,
-        filename=Path(LAST).stem,
-        every_n_train_steps=every,
-        save_on_train_epoch_end=True if every is None else None,
-        enable_version_counter=False,
-    )
+    last = LastCheckpoint(folder / LAST, every)
     callbacks: list[Callback] = [last, ExportSystem(Path(run) / "model", monitor, mode)]
     if monitor is not None:
         best = ModelCheckpoint(

@@ -40,6 +40,41 @@ def test_resume_reproduces(pictures: Path, tmp_path: Path) -> None:
         assert not torch.equal(found[name], begun[name])
 
 
+def test_the_end_is_saved_and_goes_on(pictures: Path, tmp_path: Path) -> None:
+    """Also where no checkpoint was due: a longer run goes on from it as if it had never stopped."""
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    fit(tmp_path, build(), data(pictures), epochs=2, every=30, final_lr_factor=1.0)
+    assert torch.load(path, weights_only=True)["global_step"] == 36
+    longer = fit(
+        tmp_path, build(seed=5), data(pictures), epochs=3, every=30, resume=True, final_lr_factor=1.0
+    )
+    whole = fit(tmp_path / "whole", build(), data(pictures), epochs=3, final_lr_factor=1.0)
+    found = longer.system.state_dict()
+    for name, value in whole.system.state_dict().items():
+        assert torch.equal(found[name], value), name
+    done = fit(tmp_path, build(seed=6), data(pictures), epochs=3, every=30, resume=True)
+    assert done.trainer.global_step == 54
+
+
+class Steps(Callback):
+    """The steps of which there is a checkpoint after each batch."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seen: list[int] = []
+
+    def on_train_batch_start(self, *rest: Any) -> None:
+        if self.path.exists():
+            self.seen.append(torch.load(self.path, weights_only=True)["global_step"])
+
+
+def test_a_checkpoint_follows_the_batch_in_which_it_was_due(pictures: Path, tmp_path: Path) -> None:
+    """Three steps a batch, and a checkpoint every seven: after 9, 15, 21 and 30."""
+    steps = Steps(tmp_path / "checkpoints" / "last.ckpt")
+    fit(tmp_path, build(), data(pictures), epochs=2, every=7, callbacks=[steps])
+    assert sorted(set(steps.seen)) == [9, 15, 21, 30]
+
+
 class KeepOfRank(Callback):
     """Writes what each rank has in the end."""
 

@@ -58,10 +58,14 @@ def fit(
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
     lr: float = 1e-3,
+    final_lr_factor: float = 0.0,
+    kind: type[SystemModule] = SystemModule,
     **trainer: Any,
 ) -> SystemModule:
     """Train as `jrl fit` does, with a checkpoint every so many steps of all optimisers."""
-    module = SystemModule(system, lr=lr, betas=(0.5, 0.999), warmup=0.0, weight_decay=0.0)
+    module = kind(
+        system, lr=lr, betas=(0.5, 0.999), warmup=0.0, weight_decay=0.0, final_lr_factor=final_lr_factor
+    )
     trained = lightning.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
