@@ -9,14 +9,27 @@ from typing import Any, TypeAlias
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 # the dict comes first: a command line tries the types in order, and a config would swallow any dict
 Backbone: TypeAlias = dict[str, Any] | str | Path | PretrainedConfig | PreTrainedModel
 
 
 def build_backbone(
-    model: Backbone, *, argument: str, with_pooler: bool, allow_pickle: bool = False
+    model: Backbone,
+    *,
+    argument: str,
+    with_pooler: bool,
+    classifier: bool = False,
+    allow_pickle: bool = False,
 ) -> PreTrainedModel:
     """Build the trunk of an encoder.
 
@@ -26,6 +39,7 @@ def build_backbone(
             system (RUN/model), whose encoder of the name `argument` is taken with its weights.
         argument: how the caller names `model` in error messages.
         with_pooler: keep the trunk's own pooling layer; without it the trunk has no unused parameters.
+        classifier: an image classifier with its head, not a trunk alone.
         allow_pickle: let a folder without safetensors weights be read from its pickled ones.
 
     Returns:
@@ -40,15 +54,18 @@ def build_backbone(
     if isinstance(model, PreTrainedModel):
         return model
     if isinstance(model, (str, Path)):
-        return _from_folder(Path(model), argument, with_pooler, allow_pickle)
+        return _from_folder(Path(model), argument, with_pooler, classifier, allow_pickle)
     if isinstance(model, dict):
         model = config_from_dict(model, argument)
     if not isinstance(model, PretrainedConfig):
         raise TypeError(
             f"{argument}: expected a transformers model, config, dict or path, got {type(model).__name__}"
         )
-    if type(model) not in MODEL_MAPPING:
-        raise ValueError(f"{argument}: transformers has no encoder for {type(model).__name__}")
+    if type(model) not in (MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING if classifier else MODEL_MAPPING):
+        kind = "image classifier" if classifier else "encoder"
+        raise ValueError(f"{argument}: transformers has no {kind} for {type(model).__name__}")
+    if classifier:
+        return AutoModelForImageClassification.from_config(model)
     return AutoModel.from_config(model, **_pooler_option(model, with_pooler))
 
 
@@ -98,14 +115,16 @@ def _pooler_option(config: PretrainedConfig, with_pooler: bool) -> dict[str, Any
     return {"add_pooling_layer": with_pooler}
 
 
-def _from_folder(path: Path, argument: str, with_pooler: bool, allow_pickle: bool) -> PreTrainedModel:
+def _from_folder(
+    path: Path, argument: str, with_pooler: bool, classifier: bool, allow_pickle: bool
+) -> PreTrainedModel:
     if not path.is_dir():
         raise FileNotFoundError(f"{argument}: no folder {path}")
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"{argument}: {path} has no config.json")
     system = _system_config(path, argument)
     if system is not None:
-        return _from_system(path, system, argument, with_pooler)
+        return _from_system(path, system, argument, with_pooler, classifier)
     has_safetensors = any(path.glob("*.safetensors"))
     if not has_safetensors and not allow_pickle:
         raise FileNotFoundError(
@@ -113,11 +132,11 @@ def _from_folder(path: Path, argument: str, with_pooler: bool, allow_pickle: boo
         )
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True)
-        return AutoModel.from_pretrained(
+        return (AutoModelForImageClassification if classifier else AutoModel).from_pretrained(
             path,
             local_files_only=True,
             use_safetensors=has_safetensors,
-            **_pooler_option(config, with_pooler),
+            **({} if classifier else _pooler_option(config, with_pooler)),
         )
     except Exception as error:
         raise OSError(f"{argument}: cannot read a model from {path}: {error}") from error
@@ -132,11 +151,13 @@ def _system_config(path: Path, argument: str) -> dict[str, Any] | None:
     return values if isinstance(values, dict) and "system" in values else None
 
 
-def _from_system(path: Path, config: dict[str, Any], argument: str, with_pooler: bool) -> PreTrainedModel:
+def _from_system(
+    path: Path, config: dict[str, Any], argument: str, with_pooler: bool, classifier: bool
+) -> PreTrainedModel:
     part = config.get(argument)
     if not isinstance(part, dict) or not isinstance(part.get("model"), dict):
         raise OSError(f"{argument}: the {config['system']} in {path} has no {argument}")
-    model = build_backbone(part["model"], argument=argument, with_pooler=with_pooler)
+    model = build_backbone(part["model"], argument=argument, with_pooler=with_pooler, classifier=classifier)
     prefix = f"{argument}.model."
     try:
         with safe_open(path / "model.safetensors", framework="pt") as file:

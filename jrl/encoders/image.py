@@ -10,7 +10,7 @@ from jrl.encoders.backbone import Backbone, build_backbone, config_to_dict
 from jrl.encoders.output import EncoderOutput
 from jrl.encoders.pooling import mean_pool
 
-IMAGE_POOLING = ("cls", "mean", "pooler")
+IMAGE_POOLING = ("cls", "mean", "pooler", "logits")
 
 
 class ImageEncoder(nn.Module):
@@ -19,7 +19,8 @@ class ImageEncoder(nn.Module):
     Args:
         model: a transformers model, its config, a dict with `model_type` (vit, resnet, convnext,
             clip_vision_model, …), or the path of a local folder of saved weights, also a system's (RUN/model).
-        pooling: "cls" (the first token), "mean" (over all tokens) or "pooler" (the model's own).
+        pooling: "cls" (the first token), "mean" (over all tokens), "pooler" (the model's own), or "logits": those of an image
+            classifier, as which `model` is then built or read.
         allow_pickle: let `model` be a folder whose weights are pickled.
 
     Raises:
@@ -32,9 +33,15 @@ class ImageEncoder(nn.Module):
             raise ValueError(f"pooling: expected one of {', '.join(IMAGE_POOLING)}, got {pooling!r}")
         self.pooling = pooling
         self.model = build_backbone(
-            model, argument="image_encoder", with_pooler=pooling == "pooler", allow_pickle=allow_pickle
+            model,
+            argument="image_encoder",
+            with_pooler=pooling == "pooler",
+            classifier=pooling == "logits",
+            allow_pickle=allow_pickle,
         )
-        self.width = backbone_width(self.model)
+        self.width = (
+            len(self.model.config.id2label or ()) if pooling == "logits" else backbone_width(self.model)
+        )
 
     def forward(self, pixel_values: Tensor) -> EncoderOutput:
         """Encode pictures.
@@ -43,7 +50,7 @@ class ImageEncoder(nn.Module):
             pixel_values: [B, 3, H, W] float, normalised as the model expects.
 
         Returns:
-            global_ [B, width], tokens [B, L, width] (a feature map [B, C, h, w] becomes [B, h·w, C]).
+            global_ [B, width], tokens [B, L, width] (a feature map [B, C, h, w] becomes [B, h·w, C]; logits are one token).
 
         Raises:
             TypeError: `pixel_values` is not floating point.
@@ -54,7 +61,13 @@ class ImageEncoder(nn.Module):
         if pixel_values.ndim != 4:
             raise ValueError(f"pixel_values: expected [B, C, H, W], got {list(pixel_values.shape)}")
         output = self.model(pixel_values=pixel_values)
-        hidden = output.last_hidden_state
+        wanted = "logits" if self.pooling == "logits" else "last_hidden_state"
+        hidden = getattr(output, wanted, None)
+        if hidden is None:
+            name = type(self.model).__name__
+            raise ValueError(f"pooling: {name} has no {wanted}, which {self.pooling!r} needs")
+        if self.pooling == "logits":
+            return EncoderOutput(hidden, hidden[:, None])
         is_map = hidden.ndim == 4
         tokens = hidden.flatten(2).transpose(1, 2) if is_map else hidden
         if self.pooling == "pooler":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jrl.encoders import ImageEncoder, TextEncoder
+from torch import nn
+
+from jrl.encoders import TextEncoder
 from jrl.systems.xmc_gan.networks import Discriminator, Generator
 
 CONTRASTIVE = ("sentence", "word", "image", "image_pretrained")
@@ -15,7 +17,7 @@ def check_parts(
     generator: Generator,
     discriminator: Discriminator,
     text_encoder: TextEncoder,
-    image_encoder: ImageEncoder | None,
+    image_encoder: nn.Module | None,
     losses: Mapping[str, float] | None,
 ) -> Mapping[str, float]:
     """The weights of the losses, where the parts fit each other.
@@ -28,10 +30,10 @@ def check_parts(
         ("generator", generator, Generator),
         ("discriminator", discriminator, Discriminator),
         ("text_encoder", text_encoder, TextEncoder),
-        ("image_encoder", image_encoder, (ImageEncoder, type(None))),
+        ("image_encoder", image_encoder, (nn.Module, type(None))),
     ):
         if not isinstance(value, kind):
-            expected = "ImageEncoder or None" if isinstance(kind, tuple) else kind.__name__
+            expected = "a network or None" if isinstance(kind, tuple) else kind.__name__
             raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
     for name in ("image_size", "text_dim"):
         ours, theirs = generator.config[name], discriminator.config[name]
@@ -66,6 +68,7 @@ def check_options(
     average_decay: float,
     temperature: float,
     word_scale: float,
+    image_encoder_size: int | None,
 ) -> None:
     """Options by themselves.
 
@@ -88,6 +91,8 @@ def check_options(
         raise ValueError(f"gradient_penalty: expected 0 or more, got {gradient_penalty}")
     if not 0 <= average_decay < 1:
         raise ValueError(f"average_decay: expected a value in [0, 1), got {average_decay}")
+    if image_encoder_size is not None and image_encoder_size < 1:
+        raise ValueError(f"image_encoder_size: expected at least 1 pixel, got {image_encoder_size}")
     if not temperature > 0 or not word_scale > 0:
         raise ValueError(
             f"temperature, word_scale: expected positive numbers, got {temperature}, {word_scale}"

@@ -167,6 +167,11 @@ class Judgement:
     sentence: Tensor
     regions: Tensor
 
+    def halves(self) -> tuple[Judgement, Judgement]:
+        """What is said of the first half of the pictures, and of the second."""
+        first, second = zip(*(value.chunk(2) for value in vars(self).values()), strict=True)
+        return Judgement(*first), Judgement(*second)
+
 
 class Discriminator(nn.Module):
     """Judges pictures, alone and with their text, and encodes them for the contrastive losses.

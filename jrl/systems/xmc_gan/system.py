@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from jrl.encoders import EncoderOutput, ImageEncoder, TextEncoder
 from jrl.objectives.generation import (
@@ -21,6 +21,7 @@ from jrl.objectives.generation import (
 from jrl.systems.base import OptimizerSpec, System, Turn
 from jrl.systems.xmc_gan.checks import CONTRASTIVE, check_options, check_parts
 from jrl.systems.xmc_gan.networks import Discriminator, Generator, Judgement
+from jrl.systems.xmc_gan.pretrained import FrozenNetwork, pretrained_vectors
 
 
 class XMCGAN(System):
@@ -43,7 +44,9 @@ class XMCGAN(System):
     Args:
         generator, discriminator: of the same picture size and text width.
         text_encoder: gives words and, with pooling "encoder", sentences; it stays as it is.
-        image_encoder: for the loss "image_pretrained": its vectors are compared; it stays as it is.
+        image_encoder: for the loss "image_pretrained": its vectors are compared; it stays as it is. An `ImageEncoder` is saved
+            with the system; any other network from pictures to vectors [B, F] serves the training alone (`FrozenNetwork`).
+        image_encoder_size: of the pictures that it gets; when None its own, or 224 where it says none.
         losses: weights of "sentence", "word", "image" and "image_pretrained"; a name that is missing weighs 0. None: 1 each,
             "image_pretrained" only with an image_encoder.
         temperature: τ of the sentence and image losses.
@@ -72,7 +75,8 @@ class XMCGAN(System):
         discriminator: Discriminator,
         text_encoder: TextEncoder,
         *,
-        image_encoder: ImageEncoder | None = None,
+        image_encoder: nn.Module | None = None,
+        image_encoder_size: int | None = None,
         losses: Mapping[str, float] | None = None,
         temperature: float = 0.1,
         word_scale: float = 50.0,
@@ -97,11 +101,17 @@ class XMCGAN(System):
             average_decay=average_decay,
             temperature=temperature,
             word_scale=word_scale,
+            image_encoder_size=image_encoder_size,
         )
         self.generator, self.discriminator = generator, discriminator
         self.average = copy.deepcopy(generator).requires_grad_(False).eval()
         self.text_encoder = text_encoder.requires_grad_(False).eval()
-        self.image_encoder = None if image_encoder is None else image_encoder.requires_grad_(False).eval()
+        self.image_encoder: ImageEncoder | FrozenNetwork | None
+        if image_encoder is None or isinstance(image_encoder, ImageEncoder):
+            self.image_encoder = None if image_encoder is None else image_encoder.requires_grad_(False).eval()
+        else:
+            self.image_encoder = FrozenNetwork(image_encoder)
+        self.image_encoder_size = image_encoder_size
         self.weights = {name: float(losses.get(name, 0.0)) for name in CONTRASTIVE}
         self.temperature, self.word_scale = temperature, word_scale
         self.directions, self.sentence_pooling = directions, sentence_pooling
@@ -113,7 +123,7 @@ class XMCGAN(System):
         """Training mode of the two networks; encoders and averaged weights stay in evaluation mode."""
         super().train(mode)
         for part in (self.average, self.text_encoder, self.image_encoder):
-            if part is not None:
+            if isinstance(part, nn.Module):
                 part.eval()
         return self
 
@@ -175,7 +185,7 @@ class XMCGAN(System):
             noise = torch.randn(len(real), self.generator.noise_dim, device=real.device, dtype=real.dtype)
         fake = self.generator(noise, sentence, words, mask)
         judged = self.discriminator(torch.cat([real, fake.to(real.dtype)]), sentence.repeat(2, 1))
-        ours, theirs = _halves(judged, len(real))
+        ours, theirs = judged.halves()
         losses = {"hinge_discriminator": hinge_discriminator(ours.logits.float(), theirs.logits.float())}
         plots = {
             "logit_real": ours.logits.detach().float().mean(),
@@ -292,13 +302,19 @@ class XMCGAN(System):
             network.train(was_training)
 
     def to_config(self) -> dict[str, Any]:
-        """Arguments of `from_config`, in JSON types."""
+        """Arguments of `from_config`, in JSON types, without a network that is no `ImageEncoder` and the loss that needs it."""
+        image = self.image_encoder.to_config() if isinstance(self.image_encoder, ImageEncoder) else None
         return {
             "generator": self.generator.config,
             "discriminator": self.discriminator.config,
             "text_encoder": self.text_encoder.to_config(),
-            "image_encoder": None if self.image_encoder is None else self.image_encoder.to_config(),
-            "losses": {name: weight for name, weight in self.weights.items() if weight},
+            "image_encoder": image,
+            "image_encoder_size": self.image_encoder_size,
+            "losses": {
+                name: weight
+                for name, weight in self.weights.items()
+                if weight and (image is not None or name != "image_pretrained")
+            },
             "temperature": self.temperature,
             "word_scale": self.word_scale,
             "directions": self.directions,
@@ -375,25 +391,11 @@ class XMCGAN(System):
 
     def _pretrained(self, pictures: Tensor) -> Tensor:
         assert self.image_encoder is not None
-        size = getattr(self.image_encoder.model.config, "image_size", None)
-        if isinstance(size, int) and pictures.shape[-1] != size:
-            pictures = F.interpolate(
-                pictures, size=(size, size), mode="bilinear", align_corners=False, antialias=True
-            )
-        mean, std = (
-            torch.tensor(values, device=pictures.device, dtype=pictures.dtype)[:, None, None]
-            for values in (self.image_mean, self.image_std)
+        return pretrained_vectors(
+            self.image_encoder, pictures, self.image_encoder_size, self.image_mean, self.image_std
         )
-        vectors: Tensor = self.image_encoder((pictures - mean) / std).global_
-        return vectors
 
 
 def _spread(pictures: Tensor) -> Tensor:
     """How much pictures [B, 3, H, W] differ: their standard deviation over the batch, averaged over places and channels."""
     return pictures.float().std(dim=0, correction=0).mean()
-
-
-def _halves(judged: Judgement, count: int) -> tuple[Judgement, Judgement]:
-    parts = {name: value.split(count) for name, value in vars(judged).items()}
-    first, second = (Judgement(**{name: pair[place] for name, pair in parts.items()}) for place in (0, 1))
-    return first, second
