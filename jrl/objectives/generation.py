@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,6 +31,22 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
 def hinge_generator(fake: Tensor) -> Tensor:
     """The generator's side: - mean of D(G(z)). Gradient: fake."""
     return -fake.mean()
+
+
+def squared_gradient(logits: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
+    """The mean over real pictures of |dD(x)/dx|², which can be differentiated again: R1 (Mescheder et al. 2018) is γ/2 of it.
+
+    Args:
+        logits: of pictures, through layers that can be differentiated twice.
+        pictures: [B, 3, H, W].
+
+    Returns:
+        0-d float32; it is squared, and so computed in full precision under autocast too.
+    """
+    with torch.autocast(pictures.device.type, enabled=False):
+        pictures = pictures.detach().float().requires_grad_()
+        (gradient,) = torch.autograd.grad(logits(pictures).sum(), pictures, create_graph=True)
+        return gradient.square().sum(dim=(1, 2, 3)).mean()
 
 
 def pair_contrastive(

@@ -66,6 +66,7 @@ class Captions:
         mix: how training draws captions; one of the given ones at random when None.
         tags: keywords of each sample, for the mix.
         prompts: makes prompts of the caption that was drawn; None for none.
+        padding: to the "longest" caption of a batch, or always to "max_length".
 
     Attributes:
         cache: embeddings of all captions in their order, which then come with every batch; None for none.
@@ -79,7 +80,9 @@ class Captions:
         mix: CaptionMix | None = None,
         tags: Sequence[Sequence[str]] | None = None,
         prompts: Prompts | None = None,
+        padding: str = "longest",
     ) -> None:
+        self.padding = padding
         self.captions, self.tokenizer, self.max_length, self.mix = captions, tokenizer, max_length, mix
         self.tags = [()] * len(captions) if tags is None else tags
         self.cache: TextCache | None = None
@@ -133,15 +136,17 @@ class Captions:
 
     def _tokenise(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         encoded = self.tokenizer(
-            texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+            texts, padding=self.padding, truncation=True, max_length=self.max_length, return_tensors="pt"
         )
         return encoded["input_ids"], encoded["attention_mask"].bool()
 
     def _rows(self, rows: Tensor) -> Batch:
         mask = self.attention_mask[rows]
-        # padding beyond the longest caption of this batch is only work
-        used = mask.any(dim=0).nonzero()
-        first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
+        first, last = 0, mask.shape[1]
+        if self.padding == "longest":
+            # padding beyond the longest caption of this batch is only work
+            used = mask.any(dim=0).nonzero()
+            first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
         embedded = {} if self.cache is None else self.cache.rows(rows, slice(first, last))
         return {
             "input_ids": self.input_ids[rows, first:last],

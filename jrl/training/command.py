@@ -189,7 +189,7 @@ def run_at_checkpoint(run: str | Path, checkpoint: str | Path, *, device: str | 
             data.setup("predict")
         tokenizer = data.tokenizer or load_tokenizer(str(data.tokenizer_path))
         module: SystemModule = _part_of_config(folder, "model", SystemModule)
-        opened = Run(module.system, tokenizer, data.transform, data.max_length)
+        opened = Run(module.system, tokenizer, data.transform, data.max_length, data.padding)
     try:
         opened.system.load_state_dict({name.removeprefix("system."): value for name, value in state.items()})
     except RuntimeError as error:

@@ -25,6 +25,7 @@ from jrl.training.sources import FileSource, MemorySource, decode_all
 from jrl.training.text_cache import KEY, TextCache, key_of, write
 
 PREPROCESSING = "preprocessing.json"
+PADDINGS = ("longest", "max_length")
 
 
 class CaptionDataModule(lightning.LightningDataModule):
@@ -51,6 +52,8 @@ class CaptionDataModule(lightning.LightningDataModule):
         tokenizer: folder of a saved one; trained on the training captions (and the prompts' templates) when None.
         vocab_size: of the tokenizer to train.
         max_length: tokens after which a caption is cut.
+        padding: of the captions, to the "longest" of a batch or always to "max_length", which a system needs whose sentences
+            count padding: XMCGAN with `sentence_pooling` "code".
         augment: random changes in training; None for none.
         mean, std: of the normalisation, on the scale 0 to 1.
         text_cache: folder for the embeddings of the training captions by the system's frozen text encoder: written when
@@ -82,6 +85,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         tokenizer: str | None = None,
         vocab_size: int = 4096,
         max_length: int = 32,
+        padding: str = "longest",
         augment: Augment | None = None,
         mean: Sequence[float] = CLIP_MEAN,
         std: Sequence[float] = CLIP_STD,
@@ -98,6 +102,8 @@ class CaptionDataModule(lightning.LightningDataModule):
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         if max_length < 3:
             raise ValueError(f"max_length: expected at least 3, got {max_length}")
+        if padding not in PADDINGS:
+            raise ValueError(f"padding: expected one of {', '.join(PADDINGS)}, got {padding!r}")
         if workers < 0:
             raise ValueError(f"workers: expected 0 or more, got {workers}")
         self.dataset, self.options = dataset, dict(options or {})
@@ -114,6 +120,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         self.languages = languages
         self.eval_languages = languages if eval_languages is None else eval_languages
         self.tokenizer_path, self.vocab_size, self.max_length = tokenizer, vocab_size, max_length
+        self.padding = padding
         self.augment, self.in_memory, self.workers, self.seed = augment, in_memory, workers, seed
         self.transform = ImageTransform(image_size, mean, std)
         self.image_size, self.mean, self.std = image_size, tuple(mean), tuple(std)
@@ -134,7 +141,7 @@ class CaptionDataModule(lightning.LightningDataModule):
             )
             if self.skips.skipped or self.skips.notes:
                 self._say(self.skips.summary())
-        self._check_vocabulary()
+        self._check_system()
 
     def train_dataloader(self) -> EpochLoader:
         """Shuffled batches of the training part."""
@@ -232,6 +239,7 @@ class CaptionDataModule(lightning.LightningDataModule):
             "mean": self.mean,
             "std": self.std,
             "max_length": self.max_length,
+            "padding": self.padding,
         }
         write_atomically(Path(folder) / PREPROCESSING, json.dumps(values, indent=2).encode())
 
@@ -299,7 +307,7 @@ class CaptionDataModule(lightning.LightningDataModule):
             self._say(f"{part}: {skips.summary()}")
         prompts = self.prompts.build() if train and self.prompts is not None else None
         tags = [sample.tags for sample in samples]
-        tokens = Captions(captions, self.tokenizer, self.max_length, mix, tags, prompts)
+        tokens = Captions(captions, self.tokenizer, self.max_length, mix, tags, prompts, self.padding)
         if pixels is not None:
             return MemorySource(
                 pixels, tokens, torch.tensor(self.mean), torch.tensor(self.std), augment, train=train
@@ -331,13 +339,24 @@ class CaptionDataModule(lightning.LightningDataModule):
         self._loaders.append(loader)
         return loader
 
-    def _check_vocabulary(self) -> None:
+    def _check_system(self) -> None:
+        """Refuse what the system would take, and learn nothing right from."""
         system = getattr(getattr(self.trainer, "lightning_module", None), "system", None)
         embedded = getattr(getattr(system, "text_encoder", None), "vocab_size", None)
         assert self.tokenizer is not None
         if embedded is not None and len(self.tokenizer) > embedded:
             raise ValueError(
                 f"vocab_size: the tokenizer has {len(self.tokenizer)} ids, the text encoder embeds {embedded}"
+            )
+        expected = getattr(system, "normalization", None)
+        if expected is not None and (self.mean, self.std) != expected:
+            raise ValueError(
+                f"mean, std: {type(system).__name__} expects {expected[0]} and {expected[1]}, got {self.mean} and {self.std}"
+            )
+        if getattr(system, "counts_padding", False) and self.padding != "max_length":
+            raise ValueError(
+                f"padding: expected 'max_length' for a {type(system).__name__} whose sentences count padding, as it generates "
+                f"from texts of that length, got {self.padding!r}"
             )
 
     def _say(self, text: str) -> None:

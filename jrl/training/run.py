@@ -31,12 +31,14 @@ class Run:
         tokenizer: of its captions.
         transform: picture to tensor.
         max_length: tokens after which a text is cut.
+        padding: of texts, to the "longest" of a batch or always to "max_length", as in training.
     """
 
     system: System
     tokenizer: PreTrainedTokenizerBase
     transform: ImageTransform
     max_length: int
+    padding: str = "longest"
 
     @classmethod
     def load(
@@ -66,12 +68,13 @@ class Run:
             values = json.loads(path.read_text(encoding="utf-8"))
             transform = ImageTransform(values["image_size"], values["mean"], values["std"])
             max_length = int(values["max_length"])
+            padding = str(values.get("padding", "longest"))
         except FileNotFoundError:
             raise FileNotFoundError(f"{path}: no such file; expected a folder that `jrl fit` wrote") from None
         except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: unreadable preprocessing: {error!r}") from error
         system = load_system(model, map_location=device, allow_pickle=allow_pickle)
-        return cls(system, load_tokenizer(model / "tokenizer"), transform, max_length)
+        return cls(system, load_tokenizer(model / "tokenizer"), transform, max_length, padding)
 
     def save(self, folder: str | Path) -> None:
         """Write what `load` opens: `folder`/model with the system, its tokenizer and its preprocessing.
@@ -87,6 +90,7 @@ class Run:
             "mean": self.transform.mean.ravel().tolist(),
             "std": self.transform.std.ravel().tolist(),
             "max_length": self.max_length,
+            "padding": self.padding,
         }
         write_atomically(model / PREPROCESSING, json.dumps(values, indent=2).encode())
 
@@ -114,7 +118,7 @@ class Run:
         for start in range(0, len(texts), batch_size):
             tokens = self.tokenizer(
                 list(texts[start : start + batch_size]),
-                padding=True,
+                padding=self.padding,
                 truncation=True,
                 max_length=self.max_length,
                 return_tensors="pt",

@@ -55,6 +55,7 @@ def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "batch_size": 8,
             "vocab_size": 300,
             "max_length": 12,
+            "padding": "max_length",
             "val_splits": [],
             "mean": [0.0, 0.0, 0.0],
             "std": [1.0, 1.0, 1.0],

@@ -45,7 +45,7 @@ def trained(
 
     monkeypatch.setattr(XMCGAN, "embed", counted)
     system = build(sentence_pooling="code")
-    fit(run, system, data(pictures, **options), callbacks=[recorder])
+    fit(run, system, data(pictures, padding="max_length", **options), callbacks=[recorder])
     monkeypatch.setattr(XMCGAN, "embed", embed)
     return recorder.seen, calls
 

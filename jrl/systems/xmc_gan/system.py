@@ -16,6 +16,7 @@ from jrl.objectives.generation import (
     hinge_discriminator,
     hinge_generator,
     pair_contrastive,
+    squared_gradient,
     word_contrastive,
 )
 from jrl.systems.base import OptimizerSpec, System, Turn
@@ -27,19 +28,16 @@ from jrl.systems.xmc_gan.pretrained import FrozenNetwork, pretrained_vectors
 class XMCGAN(System):
     """Text to image in one stage, adversarial and contrastive.
 
-        L_D = hinge + λ_s L_sentence(x, s) + λ_w L_word(x, s)                                  x real pictures with their texts s
-        L_G = -mean D(x̃, s) + λ_s L_sentence(x̃, s) + λ_w L_word(x̃, s) + λ_i L_image(x̃, x) + λ_p L_pretrained(x̃,
-        x)     x̃ = G(z, s)
+        L_D = hinge + λ_s L_sentence(x, s) + λ_w L_word(x, s)
+        L_G = -mean D(x̃, s) + λ_s L_sentence(x̃, s) + λ_w L_word(x̃, s) + λ_i L_image(x, x̃) + λ_p L_pretrained(x, x̃)
 
-    Zhang et al. 2021; US 2023/0081171. The discriminator learns its contrastive features from real pairs alone. A
-    batch is cut into
-    `discriminator_steps` parts: the discriminator steps on each, and on the last the generator steps too, on the
-    gradients of the same
-    pass. Generated pictures come from a moving average of the generator. Pictures are in [0, 1]: train with mean 0 and std 1.
+    of real pictures x, their texts s and generated pictures x̃ = G(z, s). Zhang et al. 2021; US 2023/0081171. The discriminator
+    learns its contrastive features from real pairs alone. A batch is cut into `discriminator_steps` parts: the discriminator
+    steps on each, and on the last the generator steps too, on the gradients of the same pass. Generated pictures come from a
+    moving average of the generator.
 
     Where patent and code differ (the code is the default): `directions` "one" and the generator's `first_input`
-    "noise_and_text" are
-    the patent's; a `word_scale` of 1 / temperature and `sentence_pooling` "mean" are the paper's formulas.
+    "noise_and_text" are the patent's; a `word_scale` of 1 / temperature and `sentence_pooling` "mean" are the paper's formulas.
 
     Args:
         generator, discriminator: of the same picture size and text width.
@@ -53,9 +51,8 @@ class XMCGAN(System):
         word_scale: factor of the word scores.
         directions: "both" directions of the contrastive losses, added, or "one" (each picture among the texts, each real
             picture among the generated ones).
-        sentence_pooling: "code" (sum over all places, padding included, over the number of real ones), "mean" over
-            the real ones, or
-            "encoder" (the text encoder's own vector).
+        sentence_pooling: "code" (sum over all places, padding included, over the number of real ones; texts are then padded to
+            one length), "mean" over the real ones, or "encoder" (the text encoder's own vector).
         discriminator_steps: steps of the discriminator for one of the generator.
         discriminator_lr_factor: its learning rate as a multiple of the generator's.
         gradient_penalty: γ of R1, γ/2 · mean of |dD(x, s)/dx|² at the real pictures (Mescheder et al. 2018), which XMC-GAN does
@@ -68,6 +65,9 @@ class XMCGAN(System):
         TypeError: a part is of another type.
         ValueError: parts do not fit each other, an unknown loss or option, a negative weight.
     """
+
+    normalization = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    """Mean and deviation that pictures are normalised with: they stay in [0, 1], as the generated ones."""
 
     def __init__(
         self,
@@ -118,6 +118,11 @@ class XMCGAN(System):
         self.discriminator_steps, self.average_decay = discriminator_steps, average_decay
         self.discriminator_lr_factor, self.gradient_penalty = discriminator_lr_factor, gradient_penalty
         self.image_mean, self.image_std, self.backend = tuple(image_mean), tuple(image_std), backend
+
+    @property
+    def counts_padding(self) -> bool:
+        """Whether a sentence depends on how far its text is padded."""
+        return self.sentence_pooling == "code"
 
     def train(self, mode: bool = True) -> XMCGAN:
         """Training mode of the two networks; encoders and averaged weights stay in evaluation mode."""
@@ -174,9 +179,11 @@ class XMCGAN(System):
             and how much the generated and the real pictures differ among themselves.
 
         Raises:
-            ValueError: as many texts as pictures were expected.
+            ValueError: pictures of another size than the generator's, or not as many texts as pictures.
         """
-        real = batch["pixel_values"]
+        real, size = batch["pixel_values"], self.generator.config["image_size"]
+        if real.shape[1:] != (3, size, size):
+            raise ValueError(f"pixel_values: expected [B, 3, {size}, {size}], got {list(real.shape)}")
         sentence, words, mask = self._embed_batch(batch)
         if len(real) != len(sentence):
             raise ValueError(f"batch: expected a text a picture, got {len(sentence)} and {len(real)}")
@@ -194,7 +201,8 @@ class XMCGAN(System):
             "spread_real": _spread(real),
         }
         if self.gradient_penalty and torch.is_grad_enabled():
-            losses["gradient_penalty"] = self.gradient_penalty / 2 * self._squared_gradient(real, sentence)
+            squared = squared_gradient(lambda x: self.discriminator(x, sentence.float()).logits, real)
+            losses["gradient_penalty"] = self.gradient_penalty / 2 * squared
         self._add_texts("real", ours, words, mask, losses, plots)
         if fake.requires_grad or not torch.is_grad_enabled():
             losses["hinge_generator"] = hinge_generator(theirs.logits.float())
@@ -208,9 +216,8 @@ class XMCGAN(System):
 
     def optimization(self) -> list[OptimizerSpec]:
         """The discriminator's, at its own learning rate, and the generator's; neither decays its weights."""
-        on = [name for name in CONTRASTIVE if self.weights[name]]
-        texts = [name for name in ("sentence", "word") if name in on]
-        images = [name for name in ("image", "image_pretrained") if name in on]
+        texts = [name for name in ("sentence", "word") if self.weights[name]]
+        images = [name for name in ("image", "image_pretrained") if self.weights[name]]
         penalty = ["gradient_penalty"] if self.gradient_penalty else []
         return [
             OptimizerSpec(
@@ -236,9 +243,7 @@ class XMCGAN(System):
         if pairs < parts:
             raise ValueError(f"batch: expected at least {parts} pairs, one a step, got {pairs}")
         edges = [pairs * place // parts for place in range(parts + 1)]
-        names = (
-            "pixel_values", "input_ids", "attention_mask", "noise", "word_features", "text_features"
-        )  # fmt: skip
+        names = ("pixel_values", "input_ids", "attention_mask", "noise", "word_features", "text_features")
         cut = [
             {name: batch[name][start:end] for name in names if name in batch}
             for start, end in pairwise(edges)
@@ -275,7 +280,7 @@ class XMCGAN(System):
         Args:
             input_ids, attention_mask: [B, T].
             noise: [B, noise_dim]; drawn when None.
-            seed: of the noise, the same on every device; torch's own state is used, and left alone, when None.
+            seed: of the noise, the same on every device; when None torch's own generator draws it, and so advances.
             averaged: use the moving average of the weights.
 
         Returns:
@@ -336,14 +341,6 @@ class XMCGAN(System):
         image = config.pop("image_encoder", None)
         image_encoder = None if image is None else ImageEncoder(**image)
         return cls(generator, discriminator, text_encoder, image_encoder=image_encoder, **config)
-
-    def _squared_gradient(self, real: Tensor, sentence: Tensor) -> Tensor:
-        # of the logit alone, which is made of layers that can be differentiated twice; in full precision, as it is squared
-        with torch.autocast(real.device.type, enabled=False):
-            pictures = real.detach().float().requires_grad_()
-            logits = self.discriminator(pictures, sentence.float()).logits
-            (gradient,) = torch.autograd.grad(logits.sum(), pictures, create_graph=True)
-            return gradient.square().sum(dim=(1, 2, 3)).mean()
 
     def _pairs(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return pair_contrastive(
