@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -89,11 +90,13 @@ class TestNetworks:
             (64, {}),
             (64, {"attention_size": 32}),
             (128, {}),
-            (16, {"channels": [2, 1], "attention_size": 8}),
+            (16, {"channels": [2, 1]}),
         ],
     )
     def test_generator(self, size: int, options: dict[str, Any]) -> None:
-        generator = Generator(size, text_dim=12, width=2, noise_dim=6, condition_dim=5, **options)
+        # wide enough that no ReLU is dead for every picture
+        torch.manual_seed(0)
+        generator = Generator(size, text_dim=12, width=8, noise_dim=6, condition_dim=5, **options)
         noise, sentence, words, mask = texts(3)
         pictures = generator(noise, sentence, words, mask)
         assert pictures.shape == (3, 3, size, size)
@@ -103,12 +106,19 @@ class TestNetworks:
 
     @pytest.mark.parametrize(("size", "regions"), [(32, 64), (64, 256), (128, 256), (256, 256)])
     def test_discriminator(self, size: int, regions: int) -> None:
-        discriminator = Discriminator(size, text_dim=12, width=2)
+        torch.manual_seed(0)
+        discriminator = Discriminator(size, text_dim=12, width=8)
         judged = discriminator(torch.rand(3, 3, size, size), torch.randn(3, 12))
         assert judged.logits.shape == (3,) and judged.regions.shape == (3, regions, 12)
         assert judged.image.shape == judged.sentence.shape
         torch.stack([part.square().sum() for part in vars(judged).values()]).sum().backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in discriminator.parameters())
+
+    def test_a_small_discriminator(self) -> None:
+        judged = Discriminator(16, text_dim=12, width=2, channels=[1, 1, 1])(
+            torch.rand(3, 3, 16, 16), torch.randn(3, 12)
+        )
+        assert judged.regions.shape == (3, 64, 12)
 
     def test_regions_are_where_they_are_seen(self) -> None:
         """A change of one corner changes the regions of that corner and no distant ones."""
@@ -165,6 +175,20 @@ class TestNetworks:
                 r"attention_size: expected between 8 and 32, got 64",
             ),
             (lambda: Generator(64, first_input="text"), r"first_input: expected 'noise' or"),
+            (lambda: Generator(8, channels=[1]), "image_size: expected at least 16, got 8"),
+            (lambda: Discriminator(8, channels=[1, 1]), "image_size: expected at least 16, got 8"),
+            (lambda: Generator(32, width=0), "width: expected at least 1, got 0"),
+            (lambda: Discriminator(32, width=0), "width: expected at least 1, got 0"),
+            (lambda: Discriminator(32, text_dim=0), "text_dim: expected at least 1, got 0"),
+            (lambda: Generator(32, noise_dim=0), "noise_dim: expected at least 1, got 0"),
+            (
+                lambda: Generator(32, attention_scale=-1.0),
+                "attention_scale: expected a positive number, got -1.0",
+            ),
+            (
+                lambda: Generator(32, attention_scale=math.nan),
+                "attention_scale: expected a positive number, got nan",
+            ),
             (
                 lambda: Discriminator(64, region_size=64),
                 r"region_size: expected between 4 and 32, got 64",

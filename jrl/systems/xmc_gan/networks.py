@@ -37,26 +37,24 @@ DISCRIMINATOR_CHANNELS = {
 class Generator(nn.Module):
     """One stage from noise and words to a picture, with attentional self-modulation.
 
-    From a 4 x 4 grid each block doubles the size. Blocks below `attention_size` are modulated by [W e_s; z]; at that
-    size every place j
-    attends to the words, c_j = Σ_i softmax_i(ρ cos(w_i, h_j)) w_i / |w_i|, and from there on blocks are modulated
-    place by place by
-    [c_j; W e_s; z]. Zhang et al. 2021 and US 2023/0081171 (XMC-GAN): the code's network at 128 and 256 pixels.
+    From a 4 x 4 grid each block doubles the size. Blocks below `attention_size` are modulated by [W e_s; z]; at that size every
+    place j attends to the words, c_j = Σ_i softmax_i(ρ cos(w_i, h_j)) w_i / |w_i|, and from there on blocks are modulated place
+    by place by [c_j; W e_s; z]. Zhang et al. 2021 and US 2023/0081171 (XMC-GAN): the code's network at 128 and 256 pixels.
 
     Args:
-        image_size: 32, 64, 128, 256, or any 4·2ⁿ with `channels`.
+        image_size: 32, 64, 128, 256, or any 4·2ⁿ from 16 on with `channels`.
         text_dim: E, width of words and sentence.
         width: base width.
         noise_dim: width of z.
         condition_dim: of W e_s.
         channels: multiples of `width`, one a block; those of `image_size` when None.
-        attention_size: places a side where the words are attended to; 16, or 8 at 32 pixels, when None.
+        attention_size: places a side where the words are attended to; 16, or 8 below 64 pixels, when None.
         attention_scale: ρ.
         first_input: what the 4 x 4 grid is made of: "noise" (the code) or "noise_and_text" (the patent).
         backend: of the attention op.
 
     Raises:
-        ValueError: a size that the blocks do not reach, or another `first_input`.
+        ValueError: a size that the blocks do not reach, a number out of range, or another `first_input`.
     """
 
     def __init__(
@@ -76,6 +74,9 @@ class Generator(nn.Module):
         super().__init__()
         if first_input not in ("noise", "noise_and_text"):
             raise ValueError(f"first_input: expected 'noise' or 'noise_and_text', got {first_input!r}")
+        _check_sizes(text_dim=text_dim, width=width, noise_dim=noise_dim, condition_dim=condition_dim)
+        if not 0 < attention_scale < math.inf:
+            raise ValueError(f"attention_scale: expected a positive number, got {attention_scale}")
         multiples = _multiples("channels", channels, GENERATOR_CHANNELS, image_size, "Generator")
         attention_size = _region_size(attention_size, image_size)
         global_blocks = _halvings("attention_size", attention_size)
@@ -178,20 +179,19 @@ class Discriminator(nn.Module):
 
         logit = w·h + b + h · (W e_s),   h = Σ over places of ReLU(features)
 
-    a projection discriminator whose h and W e_s are also the features of the sentence loss (no head of their own:
-    the ablation has
-    that best); the map of `region_size` places, through a 1x1 convolution, gives the regions of the word loss. Every weight is
-    divided by its spectral norm.
+    a projection discriminator whose h and W e_s are also the features of the sentence loss (no head of their own: the
+    ablation has that best); the map of `region_size` places, through a 1x1 convolution, gives the regions of the word loss.
+    Every weight is divided by its spectral norm.
 
     Args:
-        image_size: 32, 64, 128, 256, or any 4·2ⁿ with `channels`.
+        image_size: 32, 64, 128, 256, or any 4·2ⁿ from 16 on with `channels`.
         text_dim: E.
         width: base width.
         channels: multiples of `width`, one a block, of which the last keeps the size; those of `image_size` when None.
-        region_size: places a side of the regions; 16, or 8 at 32 pixels, when None.
+        region_size: places a side of the regions; 16, or 8 below 64 pixels, when None.
 
     Raises:
-        ValueError: a size that the blocks do not reach.
+        ValueError: a size that the blocks do not reach, or a number out of range.
     """
 
     def __init__(
@@ -204,6 +204,7 @@ class Discriminator(nn.Module):
         region_size: int | None = None,
     ) -> None:
         super().__init__()
+        _check_sizes(text_dim=text_dim, width=width)
         multiples = _multiples(
             "channels", channels, DISCRIMINATOR_CHANNELS, image_size, "Discriminator", extra=1
         )
@@ -255,6 +256,8 @@ def _multiples(
     extra: int = 0,
 ) -> tuple[int, ...]:
     blocks = _halvings("image_size", image_size) + extra
+    if image_size < 4 * START:
+        raise ValueError(f"image_size: expected at least {4 * START}, got {image_size}")
     if given is None:
         if image_size not in known:
             raise ValueError(
@@ -268,6 +271,12 @@ def _multiples(
     return tuple(given)
 
 
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name}: expected at least 1, got {size}")
+
+
 def _halvings(name: str, size: int) -> int:
     """n of size = 4·2ⁿ."""
     steps = round(math.log2(max(size, 1) / START))
@@ -277,7 +286,7 @@ def _halvings(name: str, size: int) -> int:
 
 
 def _region_size(given: int | None, image_size: int) -> int:
-    return given if given is not None else min(16, image_size // 4)
+    return given if given is not None else max(2 * START, min(16, image_size // 4))
 
 
 def _initialize(network: nn.Module) -> None:
