@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
+from jrl.training import SystemModule
 from jrl.training.drawing import draw
 
 from .conftest import COLOURS
@@ -125,3 +126,45 @@ def test_learns_colours(pictures: Path, tmp_path: Path) -> None:
     truth = torch.arange(len(COLOURS)).repeat_interleave(4)[:, None]
     accuracy = (nearest == truth).float().mean().item()
     assert accuracy > 1 / 3, accuracy
+
+
+class Plain(SystemModule):
+    """Steps straight along the gradients, so that their size shows."""
+
+    def configure_optimizers(self) -> Any:
+        _, schedulers = super().configure_optimizers()
+        specs = self.system.optimization()
+        optimizers = [torch.optim.SGD(spec.parameters, lr=self.lr * spec.lr_factor) for spec in specs]
+        for optimizer, schedule in zip(optimizers, schedulers, strict=True):
+            schedule["scheduler"] = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+        return optimizers, schedulers
+
+
+class SameInput(Callback):
+    """Noise that follows from each picture, and no statistics of the rank's own batch."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        batch["noise"] = batch["pixel_values"].flatten(1)[:, ::512].contiguous()
+        pl_module.system.generator.eval()
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+def test_two_ranks_step_as_one(pictures: Path, tmp_path: Path) -> None:
+    """A batch of 16 in one process and of 8 in each of two: every loss is over all pairs, every gradient their mean."""
+    begun = build(discriminator_steps=1).state_dict()
+    found = []
+    for ranks in (1, 2):
+        spread = {"devices": 2, "strategy": "ddp_fork", "plugins": []} if ranks == 2 else {}
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        fit(
+            folder, build(discriminator_steps=1), data(pictures, batch_size=16 // ranks), epochs=1, kind=Plain, lr=1e-2,
+            callbacks=[SameInput(), KeepOfRank(folder)], limit_train_batches=1, **spread,
+        )  # fmt: skip
+        found.append(torch.load(folder / "0.pt"))
+    one, two = found
+    for network in ("generator.", "discriminator."):
+        names = [name for name in one if name.startswith(network)]
+        moved = [torch.cat([(values[n] - begun[n]).flatten() for n in names]) for values in (one, two)]
+        assert moved[0].norm() > 1e-3
+        torch.testing.assert_close(moved[1], moved[0], rtol=1e-3, atol=1e-3 * float(moved[0].abs().max()))
