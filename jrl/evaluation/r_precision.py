@@ -49,10 +49,7 @@ def mismatched_texts(texts: Sequence[str], count: int, seed: int = 0) -> Tensor:
     # in the order of their first occurrence
     different = sorted(places.values())
     number = {texts[place]: which for which, place in enumerate(different)}
-    if len(different) <= count:
-        raise ValueError(
-            f"texts: expected at least {count + 1} different ones for {count} mismatched each, got {len(different)}"
-        )
+    check_candidates(texts, count + 1)
     generator = np.random.default_rng(seed)
     first = np.array(different)
     rows = []
@@ -61,6 +58,20 @@ def mismatched_texts(texts: Sequence[str], count: int, seed: int = 0) -> Tensor:
         # leaves out the text itself
         rows.append(first[drawn + (drawn >= number[text])])
     return torch.from_numpy(np.stack(rows))
+
+
+def check_candidates(texts: Sequence[str], candidates: int) -> None:
+    """Refuse what `r_precision` could not compare.
+
+    Raises:
+        ValueError: fewer than 2 candidates, or than that many different texts.
+    """
+    if candidates < 2:
+        raise ValueError(f"candidates: expected at least 2, got {candidates}")
+    if (different := len(set(texts))) < candidates:
+        raise ValueError(
+            f"texts: expected at least {candidates} different ones for {candidates - 1} mismatched each, got {different}"
+        )
 
 
 @torch.no_grad()
@@ -90,8 +101,7 @@ def r_precision(
         )
     if len(texts) != len(image):
         raise ValueError(f"texts: expected {len(image)}, one a picture, got {len(texts)}")
-    if candidates < 2:
-        raise ValueError(f"candidates: expected at least 2, got {candidates}")
+    check_candidates(texts, candidates)
     others = mismatched_texts(texts, candidates - 1, seed)
     image, text = (torch.nn.functional.normalize(rows.double().cpu(), dim=-1) for rows in (image, text))
     ranks = []

@@ -47,7 +47,8 @@ def ablation(
 ) -> tuple[dict[str, dict[str, Spread]], dict[str, Any]]:
     """Judge every run on the same texts and sum up each variant.
 
-    Scores are kept in `ablation.json` run by run. A run whose weights they are of, under the same settings, is not judged again.
+    Scores are kept in `ablation.json` by the digest of the run that they are of (`digest`), and not made again under the same
+    settings.
 
     Args:
         runs: folders by variant, one a seed.
@@ -68,24 +69,24 @@ def ablation(
     values = _kept(path, protocol)
     known = values["scores"]
     session: Session | None = None
-    weights = {folder: digest(folder) for folder in folders}
+    digests = {folder: digest(folder) for folder in folders}
     for folder, variant in folders.items():
-        if weights[folder] not in known:
+        if digests[folder] not in known:
             if session is None:
                 session = Session(folder, settings, say)
                 if values.setdefault("texts", session.texts) != session.texts:
                     raise ValueError(
                         f"{path}: holds scores of other texts than those of {folder}; name another folder"
                     )
-            known[weights[folder]] = asdict(session.score(folder))
+            known[digests[folder]] = asdict(session.score(folder))
             _write(path, values)
-        say(f"{variant}, {folder}: {_line(known[weights[folder]])}")
+        say(f"{variant}, {folder}: {_line(known[digests[folder]])}")
     found = {
-        variant: spreads([Scores(**known[weights[str(folder)]]) for folder in several])
+        variant: spreads([Scores(**known[digests[str(folder)]]) for folder in several])
         for variant, several in runs.items()
     }
     values["runs"] = {
-        folder: {"variant": variant, "weights": weights[folder]} for folder, variant in folders.items()
+        folder: {"variant": variant, "digest": digests[folder]} for folder, variant in folders.items()
     }
     values["variants"] = {
         variant: {name: asdict(spread) for name, spread in several.items()}
@@ -96,7 +97,7 @@ def ablation(
 
 
 def _kept(path: Path, protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """What an earlier call wrote: "scores" by the weights that they are of."""
+    """What an earlier call wrote: "scores" by the digest of the run that they are of."""
     if not path.is_file():
         return {"settings": dict(protocol), "scores": {}}
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import PIL.Image
@@ -14,7 +14,7 @@ from jrl.data.images import ImageTransform, load_image
 from jrl.data.sample import ImageSource
 from jrl.evaluation.generation import frechet_inception_distance, inception_score
 from jrl.evaluation.object_accuracy import named_objects, object_accuracy
-from jrl.evaluation.r_precision import r_precision
+from jrl.evaluation.r_precision import check_candidates, r_precision
 from jrl.generation.detector import Detector
 from jrl.generation.independence import check_independent
 from jrl.systems import XMCGAN
@@ -40,7 +40,7 @@ class Judges:
         network: in evaluation mode, from pictures [B, 3, H, W] in [0, 1] to features [B, F], or to a pair of features and
             logits [B, classes]: the Frechet distance, and the inception score with logits.
         encoder: a run that no part of the generator was trained with: R-precision.
-        detector: semantic object accuracy, over the texts that name what it knows.
+        detector: semantic object accuracy, over the texts that name what it knows; left out where none does.
     """
 
     network: nn.Module | None = None
@@ -227,8 +227,8 @@ def judge(
     if seen.found is not None:
         assert judges.detector is not None
         classes = judges.detector.classes
-        names = [one.name for one in classes]
-        accuracy = object_accuracy(seen.found, named_objects(texts, classes), names)
+        named = named_objects(texts, classes)
+        accuracy = object_accuracy(seen.found, named, [one.name for one in classes])
         values |= {"soa_c": accuracy.soa_c, "soa_i": accuracy.soa_i, "found_unnamed": accuracy.unnamed}
     return Scores(seen.pictures, **values)  # type: ignore[arg-type]
 
@@ -268,6 +268,7 @@ def evaluate_generation(
         raise ValueError("pairs: expected at least one, got none")
     check_judges(run, judges)
     texts = [pair.text for pair in pairs]
+    judges = judges_of(texts, judges, candidates=candidates, splits=splits)
     if reference is None and judges.network is not None:
         only = Judges(network=judges.network)
         reference = look(real_pictures(pairs, size, batch_size), only, run.device)
@@ -287,6 +288,21 @@ def check_judges(run: Run, judges: Judges) -> None:
         check_independent(run.system, judges.encoder.system, "encoder")
     if isinstance(judges.detector, nn.Module):
         check_independent(run.system, judges.detector, "detector")
+
+
+def judges_of(texts: Sequence[str], judges: Judges, *, candidates: int, splits: int) -> Judges:
+    """The judges that have something to say of these texts, before a picture is generated: a detector needs a class to look for.
+
+    Raises:
+        ValueError: the texts are too few for the metrics of the others.
+    """
+    if judges.network is not None and not 1 <= splits <= len(texts):
+        raise ValueError(f"splits: expected 1 to {len(texts)}, the number of texts, got {splits}")
+    if judges.encoder is not None:
+        check_candidates(texts, candidates)
+    if judges.detector is not None and not named_objects(texts, judges.detector.classes).any():
+        return replace(judges, detector=None)
+    return judges
 
 
 def picture_size(run: Run) -> int:

@@ -21,12 +21,15 @@ from jrl.generation.evaluate import (
     check_judges,
     evaluate_generation,
     judge,
+    judges_of,
     look,
     picture_size,
     real_pictures,
 )
 from jrl.generation.features import load_network
 from jrl.generation.pairs import run_pairs
+from jrl.systems.base import CONFIG, PICKLED, WEIGHTS
+from jrl.training.data import PREPROCESSING
 from jrl.training.run import Run
 
 
@@ -61,15 +64,19 @@ class Settings:
     def __post_init__(self) -> None:
         if self.features is None and self.encoder is None:
             raise ValueError("features, encoder: expected at least one of them")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
+        ranges = (("batch_size", 1), ("samples", 2), ("candidates", 2), ("splits", 1), ("seed", 0))
+        for name, least in ranges:
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        if self.splits > self.samples:
+            raise ValueError(f"splits: expected at most the {self.samples} samples, got {self.splits}")
         if self.samples < self.candidates and self.encoder is not None:
             raise ValueError(
                 f"samples: expected at least the {self.candidates} candidates of R-precision, got {self.samples}"
             )
 
     def protocol(self) -> dict[str, Any]:
-        """What the numbers depend on, in JSON types: the judges by their weights, wherever they lie."""
+        """What the numbers depend on, in JSON types: the judges by what they compute with, wherever they lie."""
         return {
             "features": None if self.features is None else digest(self.features),
             "encoder": None if self.encoder is None else digest(self.encoder),
@@ -88,7 +95,8 @@ class Session:
     Raises:
         FileNotFoundError: there is no such run, folder or file.
         TypeError: the run's system is no `XMCGAN`.
-        ValueError: the part holds too few pictures, what is loaded is unreadable, or a judge shares weights with the run.
+        ValueError: the part holds too few pictures or different texts, what is loaded is unreadable, or a judge shares
+            weights with the run.
     """
 
     def __init__(
@@ -114,6 +122,10 @@ class Session:
                 f"{settings.part} holds {self.distinct['pictures']} pictures: they come again for {len(self.pairs)} samples of "
                 f"{self.distinct['texts']} different texts, with other noise"
             )
+        texts, given = [pair.text for pair in self.pairs], self.judges
+        self.judges = judges_of(texts, given, candidates=settings.candidates, splits=settings.splits)
+        if self.judges.detector is not given.detector:
+            say("no text names an object that the detector knows: its accuracy is left out")
         say(f"looking at {len(self.pairs)} real pictures")
         self.reference = self._look(self.pairs, self.judges)
 
@@ -190,23 +202,23 @@ class Session:
 
 
 def digest(path: str | Path) -> str:
-    """SHA-256 of the weights of a run, of a network's folder, or of a file.
+    """SHA-256 of what a run, a network's folder or a file computes with: weights, configuration, preprocessing and tokenizer.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: there are no weights.
     """
     path = Path(path)
-    names = (
-        "model/model.safetensors",
-        "model.safetensors",
-        "model/pytorch_model.bin",
-        "pytorch_model.bin",
-        ".",
-    )
-    for place in (path / name for name in names):
-        if place.is_file():
-            return hashlib.sha256(place.read_bytes()).hexdigest()
-    raise FileNotFoundError(f"{path}: no weights")
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    folder = path / "model" if (path / "model").is_dir() else path
+    weights = next((folder / name for name in (WEIGHTS, PICKLED) if (folder / name).is_file()), None)
+    if weights is None:
+        raise FileNotFoundError(f"{path}: no weights")
+    found = hashlib.sha256()
+    for file in (weights, folder / CONFIG, folder / PREPROCESSING, *sorted(folder.glob("tokenizer/*"))):
+        if file.is_file():
+            found.update(str(file.relative_to(folder)).encode() + hashlib.sha256(file.read_bytes()).digest())
+    return found.hexdigest()
 
 
 def _names(pairs: list[Pair]) -> list[tuple[str, str]]:

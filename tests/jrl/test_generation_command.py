@@ -69,7 +69,7 @@ def test_an_ablation_over_seeds(folder: Path, tmp_path: Path, capsys: pytest.Cap
     command += ["--out", str(tmp_path)]
     assert main(command) == 0
     values = json.loads((tmp_path / "ablation.json").read_text())
-    fids = [values["scores"][values["runs"][run.split("=")[1]]["weights"]]["fid"] for run in runs]
+    fids = [values["scores"][values["runs"][run.split("=")[1]]["digest"]]["fid"] for run in runs]
     full, none = (values["variants"][name]["fid"] for name in ("full", "none"))
     assert full["mean"] == pytest.approx(fmean(fids[:2])) and full["deviation"] == pytest.approx(
         stdev(fids[:2])
@@ -99,6 +99,58 @@ def test_a_report_agrees_with_an_ablation(folder: Path, tmp_path: Path) -> None:
     one = json.loads((tmp_path / "a" / "generation.json").read_text())["scores"][run]
     (other,) = json.loads((tmp_path / "b" / "ablation.json").read_text())["scores"].values()
     assert one == other
+
+
+def test_a_changed_configuration_is_judged_again(folder: Path, tmp_path: Path) -> None:
+    """The same weights draw other pictures under another configuration, and read other texts with another tokenizer."""
+    run = tmp_path / "run"
+    shutil.copytree(folder / "full-0", run)
+    command = ["generation-ablation", "--run", f"x={run}", *judging(folder), "--out", str(tmp_path / "out")]
+    seen = []
+    for file, before, after in (
+        ("config.json", '"attention_scale": 15.0', '"attention_scale": 1.0'),
+        ("preprocessing.json", '"max_length": 48', '"max_length": 6'),
+        ("tokenizer/tokenizer.json", '"id": 0', '"id":  0'),
+    ):
+        assert main(command) == 0
+        seen.append(json.loads((tmp_path / "out" / "ablation.json").read_text())["runs"][str(run)]["digest"])
+        path = run / "model" / file
+        text = path.read_text()
+        assert before in text
+        path.write_text(text.replace(before, after, 1))
+    assert main(command) == 0
+    values = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    assert len({*seen, values["runs"][str(run)]["digest"]}) == 4 == len(values["scores"])
+    first, second, third, _ = (values["scores"][name]["fid"] for name in values["scores"])
+    assert first != second != third
+
+
+def test_a_report_without_objects(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Texts that name none cost the object accuracy alone."""
+    options = {"train": 4, "val": 2, "test": 2, "size": 32, "languages": ["de"]}
+    run = save_run(tmp_path / "run", generating_run(0), options=options)
+    command = ["generation-report", "--run", str(run), *judging(folder), "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert "no text names an object that the detector knows" in capsys.readouterr().err
+    for scores in json.loads((tmp_path / "out" / "generation.json").read_text())["scores"].values():
+        assert scores["soa_c"] is scores["soa_i"] is None and scores["fid"] > 0
+
+
+def test_numbers_are_refused_before_anything_is_drawn(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["generation-report", "--run", str(folder / "full-0"), *judging(folder)]
+    for arguments, message in (
+        (["--splits", "0"], "splits: expected at least 1, got 0"),
+        (["--splits", "17"], "splits: expected at most the 16 samples, got 17"),
+        (["--candidates", "1"], "candidates: expected at least 2, got 1"),
+        (["--samples", "1"], "samples: expected at least 2, got 1"),
+        (["--seed", "-1"], "seed: expected at least 0, got -1"),
+        (["--part", "val", "--candidates", "16"], "texts: expected at least 16 different ones"),
+    ):
+        assert main([*run, *arguments]) == 2
+        said = capsys.readouterr().err
+        assert message in said and "looking at" not in said, said
 
 
 def test_what_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
