@@ -85,7 +85,8 @@ def train_scene_classifier(
         if value < least:
             raise ValueError(f"{name}: expected at least {least}, got {value}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # not `torch.manual_seed`, which seeds every GPU's generator too
+        torch.default_generator.manual_seed(seed)
         network = SceneClassifier(image_size, width).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         samples = read_scenes(
             train=scenes,

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torchmetrics.image.inception import InceptionScore
 
 from jrl.evaluation.generation import frechet_inception_distance, inception_score
 from jrl.evaluation.r_precision import mismatched_texts, r_precision
@@ -76,6 +77,29 @@ def test_splits_follow_from_the_seed_and_leave_the_generator_alone() -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
     assert first == again != inception_score(logits, splits=10, seed=4)
     assert first[1] is not None and first[1] > 0
+
+
+def test_every_split_is_one_of_the_score() -> None:
+    """As many as asked for, of sizes that differ by one at most: 15 rows in 10 parts."""
+    logits = det((15, 5), 0.9) * 4
+    order = torch.randperm(15, generator=torch.Generator().manual_seed(3))
+    parts = logits[order].tensor_split(10)
+    assert [len(part) for part in parts] == [2] * 5 + [1] * 5
+    scores = torch.tensor([inception_score(part)[0] for part in parts])
+    mean, deviation = inception_score(logits, splits=10, seed=3)
+    assert mean == pytest.approx(float(scores.mean()), rel=1e-6)
+    assert deviation == pytest.approx(float(scores.std()), rel=1e-6)
+
+
+def test_the_score_is_that_of_torchmetrics() -> None:
+    logits = det((40, 7), 0.37) * 3
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        metric = InceptionScore(feature=torch.nn.Identity(), splits=4)
+        metric.inception.num_features = 7  # type: ignore[assignment]
+        metric.update(logits)
+        expected = [float(value) for value in metric.compute()]
+    assert list(inception_score(logits, splits=4, seed=5)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_mismatched_texts_differ_from_the_text_and_each_other() -> None:
