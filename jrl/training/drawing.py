@@ -15,7 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from jrl.data.images import save_image
+from jrl.data.sample import SkipReport
 from jrl.systems import XMCGAN, System
+from jrl.training.captions import with_captions
 from jrl.training.run import picture_grid
 
 
@@ -51,17 +53,8 @@ def draw(
     Raises:
         ValueError: the system does not generate pictures, no text, a blank one, a count below 1 or a negative seed.
     """
-    if not isinstance(system, XMCGAN):
-        raise ValueError(f"system: {type(system).__name__} does not generate pictures; expected an XMCGAN")
-    if not texts:
-        raise ValueError("texts: expected at least one")
-    for place, text in enumerate(texts):
-        if not text.strip():
-            raise ValueError(f"texts: expected words, got a blank text (number {place + 1})")
-    if count < 1:
-        raise ValueError(f"count: expected at least 1, got {count}")
-    if seed < 0:
-        raise ValueError(f"seed: expected 0 or more, got {seed}")
+    system = _generating(system)
+    _check_drawing(texts, count, seed)
     # padded to one length: the text encoder's padding is part of the sentence vector with `sentence_pooling` "code"
     tokens = tokenizer(
         list(texts), padding="max_length", truncation=True, max_length=max_length, return_tensors="pt"
@@ -95,21 +88,25 @@ class DrawSamples(Callback):
 
     Args:
         every: batches between two drawings.
-        texts: what to draw; the first captions of the first 8 validation pictures when None.
+        texts: what to draw; when None the first captions, in the languages of evaluation, of the first 8 validation pictures.
         count: pictures a text.
         seed: of the noise.
 
     Raises:
-        ValueError: a count below 1.
+        ValueError: a count below 1, a negative seed, no text or a blank one; in `setup`, a system that does not generate.
     """
 
     def __init__(
         self, every: int = 500, texts: Sequence[str] | None = None, count: int = 8, seed: int = 0
     ) -> None:
-        for name, value in (("every", every), ("count", count)):
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if every < 1:
+            raise ValueError(f"every: expected at least 1, got {every}")
+        _check_drawing(["any"] if texts is None else texts, count, seed)
         self.every, self.texts, self.count, self.seed = every, texts, count, seed
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Refuse before the training what could not be drawn in it."""
+        _generating(pl_module.system)
 
     def on_train_batch_end(
         self,
@@ -127,7 +124,8 @@ class DrawSamples(Callback):
         texts = self.texts
         if texts is None:
             part = next((name for name in data.val_splits if name in data.parts), data.train_split)
-            texts = [sample.captions[0] for sample in data.samples(part)[:8]]
+            _, captions = with_captions(data.samples(part), data.eval_languages, SkipReport())
+            texts = [several[0] for several in captions[:8]]
         module: Any = pl_module
         pictures = draw(
             module.system,
@@ -143,6 +141,24 @@ class DrawSamples(Callback):
             [to_picture(one) for one in pictures.flatten(0, 1)], columns=self.count, side=64, gap=4
         )
         save_image(grid, folder / f"batch-{done:07d}.png")
+
+
+def _generating(system: object) -> XMCGAN:
+    if not isinstance(system, XMCGAN):
+        raise ValueError(f"system: {type(system).__name__} does not generate pictures; expected an XMCGAN")
+    return system
+
+
+def _check_drawing(texts: Sequence[str], count: int, seed: int) -> None:
+    if not texts:
+        raise ValueError("texts: expected at least one")
+    for place, text in enumerate(texts):
+        if not text.strip():
+            raise ValueError(f"texts: expected words, got a blank text (number {place + 1})")
+    if count < 1:
+        raise ValueError(f"count: expected at least 1, got {count}")
+    if seed < 0:
+        raise ValueError(f"seed: expected 0 or more, got {seed}")
 
 
 def _noise(seed: int, k: int, width: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from jrl.training.command import run_at_checkpoint
 from jrl.training.drawing import draw, to_picture
 from jrl.training.run import Run, picture_grid
 
-ANIMATIONS = ("gif", "webp")
+ANIMATIONS = {"gif": 100, "webp": 1000}
+"""Formats of films, and the frames a second that each can count: hundredths or thousandths of a second."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,8 +40,11 @@ def main(arguments: Sequence[str]) -> int:
     for name, value, least in (("n", count, 1), ("seed", options.seed, 0), ("size", options.size, 1)):
         if value < least:
             raise ValueError(f"{name}: expected at least {least}, got {value}")
-    if not options.fps > 0:
-        raise ValueError(f"fps: expected a positive number, got {options.fps}")
+    most = ANIMATIONS[options.animation]
+    if not 0 < options.fps <= most:
+        raise ValueError(
+            f"fps: expected more than 0 and at most {most} for {options.animation}, got {options.fps}"
+        )
     if options.checkpoint is None:
         run = Run.load(options.run, device=options.device)
     else:
@@ -62,6 +67,10 @@ def main(arguments: Sequence[str]) -> int:
             for k, picture in enumerate(row):
                 save_image(picture, out / f"text{place:03d}-{k:03d}.png")
     else:
+        # those of another film would look like this one's
+        for old in out.iterdir():
+            if re.fullmatch(r"frames\d*(-\d{4,}\.png|\.gif|\.webp)", old.name):
+                old.unlink()
         # picture k of every description has one noise: each film shows one noise through all descriptions
         for k in range(count):
             frames = [row[k] for row in pictures]

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import lightning
 import pytest
 import torch
 import yaml
 from PIL import Image
 
 from jrl.cli import main
-from jrl.training import Run
+from jrl.data.sample import Sample
+from jrl.encoders import ImageEncoder, TextEncoder
+from jrl.systems import CLIP
+from jrl.training import Run, SystemModule, drawing
 from jrl.training.command import run_at_checkpoint
 from jrl.training.drawing import DrawSamples, draw
 
-from .xmc_gan_fixtures import BERT
+from .generation_fixtures import VIT
+from .xmc_gan_fixtures import BERT, data
 
 TEXT = "a large red circle"
 
@@ -123,6 +130,25 @@ def test_film_of_a_file(run: Path, tmp_path: Path, animation: str) -> None:
         assert film.info["duration"] == 250
 
 
+def test_frames_of_another_film_go(run: Path, tmp_path: Path) -> None:
+    """And nothing else that lies there."""
+    for name in (
+        "frames-0007.png",
+        "frames003-0000.png",
+        "frames.webp",
+        "frames-of-mine.png",
+        "text000-000.png",
+    ):
+        (tmp_path / name).write_bytes(b"old")
+    descriptions = tmp_path / "descriptions.txt"
+    descriptions.write_text(f"{TEXT}\na small blue bar\n")
+    assert main(["generate", "--file", str(descriptions), "--run", str(run), "--out", str(tmp_path)]) == 0
+    assert set(files(tmp_path)) == {
+        "descriptions.txt", "frames-0000.png", "frames-0001.png", "frames-of-mine.png", "frames.gif", "grid.png",
+        "text000-000.png",
+    }  # fmt: skip
+
+
 def test_checkpoint_of_a_run_that_still_trains(run: Path, tmp_path: Path) -> None:
     """The same pictures from the export and from the last checkpoint, whose moving average draws."""
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("model"))
@@ -152,7 +178,12 @@ def test_what_is_cut_is_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
         ([" "], "texts: expected words, got a blank text (number 1)"),
         ([TEXT, "--n", "0"], "n: expected at least 1, got 0"),
         ([TEXT, "--seed", "-1"], "seed: expected at least 0, got -1"),
-        ([TEXT, "--fps", "0"], "fps: expected a positive number, got 0.0"),
+        ([TEXT, "--fps", "0"], "fps: expected more than 0 and at most 100 for gif, got 0.0"),
+        ([TEXT, "--fps", "5000"], "fps: expected more than 0 and at most 100 for gif, got 5000.0"),
+        (
+            [TEXT, "--fps", "1001", "--animation", "webp"],
+            "fps: expected more than 0 and at most 1000 for webp",
+        ),
         (["--file", "nowhere.txt"], "file: no such file nowhere.txt"),
         ([TEXT, "--checkpoint", "best"], "checkpoint: neither best nor "),
     ],
@@ -172,7 +203,7 @@ def test_empty_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "is not UTF-8 text" in capsys.readouterr().err
 
 
-def test_other_systems_do_not_generate(run: Path) -> None:
+def test_other_systems_do_not_generate(run: Path, pictures: Path) -> None:
     opened = Run.load(run)
     with pytest.raises(
         ValueError, match="system: TextEncoder does not generate pictures; expected an XMCGAN"
@@ -180,3 +211,50 @@ def test_other_systems_do_not_generate(run: Path) -> None:
         draw(opened.system.text_encoder, opened.tokenizer, [TEXT], max_length=12)
     with pytest.raises(ValueError, match="every: expected at least 1, got 0"):
         DrawSamples(every=0)
+    module = SystemModule(CLIP(ImageEncoder(VIT), TextEncoder(BERT), projection_dim=8))
+    with pytest.raises(ValueError, match="system: CLIP does not generate pictures; expected an XMCGAN"):
+        lightning.Trainer(max_epochs=1, logger=False, callbacks=[DrawSamples()], accelerator="cpu").fit(
+            module, data(pictures)
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"texts": []}, "texts: expected at least one"),
+        ({"texts": [TEXT, " "]}, r"texts: expected words, got a blank text \(number 2\)"),
+        ({"count": 0}, "count: expected at least 1, got 0"),
+        ({"seed": -1}, "seed: expected 0 or more, got -1"),
+    ],
+)
+def test_samples_are_refused_before_the_training(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DrawSamples(**options)
+
+
+def test_samples_are_in_the_languages_of_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first caption of the first pictures in them, not the first of all."""
+    drawn: list[str] = []
+
+    def keep(system: Any, tokenizer: Any, texts: list[str], **rest: Any) -> torch.Tensor:
+        drawn.extend(texts)
+        return torch.zeros(8, 1, 3, 4, 4)
+
+    monkeypatch.setattr(drawing, "draw", keep)
+    samples = [Sample(str(n), b"", [f"rot {n}", f"red {n}"], ["de", "en"]) for n in range(9)]
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=0))
+    source = SimpleNamespace(
+        train_split="train",
+        val_splits=("val",),
+        parts=("val",),
+        samples=lambda part: samples,
+        eval_languages=["en"],
+        tokenizer=None,
+        max_length=8,
+    )
+    trainer: Any = SimpleNamespace(
+        fit_loop=loop, is_global_zero=True, datamodule=source, default_root_dir=tmp_path
+    )
+    module: Any = SimpleNamespace(system=None)
+    DrawSamples(every=1, count=1).on_train_batch_end(trainer, module, None, None, 0)
+    assert drawn == [f"red {n}" for n in range(8)]
