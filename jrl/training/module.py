@@ -296,7 +296,7 @@ class SystemModule(lightning.LightningModule):
 
     def _seed_step(self) -> None:
         step, rank = self.trainer.global_step, self.trainer.global_rank
-        torch.manual_seed((self.seed * 1_000_003 + step) * 1_000_003 + rank)
+        torch.manual_seed(((self.seed * 1_000_003 + step) * 1_000_003 + rank) % 2**64)
 
     def _total_steps(self) -> int:
         trainer = self.trainer

@@ -108,6 +108,10 @@ def test_several_optimisers_each_follow_their_losses(config: Callable[..., dict[
     assert bool((system.right > -0.01).all())
 
 
+def test_any_seed_of_the_command_line_seeds_a_step(config: Callable[..., dict[str, Any]]) -> None:
+    fit(config(trainer={"max_epochs": 1, "limit_train_batches": 1}), SystemModule(Duel(), seed=2**32 - 1))
+
+
 def test_several_optimisers_refuse_the_scaler_of_float16(config: Callable[..., dict[str, Any]]) -> None:
     scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
     with pytest.raises(
