@@ -144,6 +144,16 @@ class TestNetworks:
                 largest = torch.linalg.matrix_norm(module.weight.flatten(1), ord=2)
                 assert largest.item() == pytest.approx(1, abs=0.02)
 
+    def test_spectral_norm_under_autocast(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """In full precision, also where autocast knows the products of its power iteration: CUDA's `mv`, here the CPU's `mm`."""
+        discriminator = Discriminator(32, text_dim=12, width=4).eval()
+        monkeypatch.setattr(
+            torch, "mv", lambda matrix, vector: torch.mm(matrix, vector[:, None])[:, 0].float()
+        )
+        plain = discriminator.sentence.weight
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(discriminator.sentence.weight, plain)
+
     def test_padding_words_change_nothing(self) -> None:
         generator = Generator(32, text_dim=12, width=2, noise_dim=6, condition_dim=5).eval()
         noise, sentence, words, mask = texts(3)

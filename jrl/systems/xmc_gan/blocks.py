@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import register_parametrization
 
 
 def square(in_channels: int, out_channels: int) -> nn.Conv2d:
@@ -102,3 +105,20 @@ class DiscriminatorBlock(nn.Module):
 
 def _double(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+class SpectralNorm(parametrizations._SpectralNorm):
+    """torch's spectral norm, in full precision: CUDA's autocast would take the norm, and so its gradient, in bfloat16."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight over its largest singular value."""
+        with torch.autocast(weight.device.type, enabled=False):
+            normalised: Tensor = super().forward(weight)
+        return normalised
+
+
+def normalise_spectra(network: nn.Module) -> None:
+    """Divide the weights of all convolutions and linear layers by their spectral norms from now on."""
+    for module in list(network.modules()):
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            register_parametrization(module, "weight", SpectralNorm(module.weight))

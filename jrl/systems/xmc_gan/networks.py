@@ -10,12 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 
 from jrl.systems.xmc_gan.blocks import (
     ConditionalBatchNorm,
     DiscriminatorBlock,
     GeneratorBlock,
+    normalise_spectra,
     pointwise,
     square,
 )
@@ -230,9 +230,7 @@ class Discriminator(nn.Module):
         self.logit = nn.Linear(widths[-1], 1)
         self.sentence = nn.Linear(text_dim, widths[-1])
         _initialize(self)
-        for module in list(self.modules()):
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                spectral_norm(module)
+        normalise_spectra(self)
 
     def forward(self, images: Tensor, sentence: Tensor) -> Judgement:
         """Judge pictures [B, 3, H, W] in [0, 1] with their sentence vectors [B, E]."""
