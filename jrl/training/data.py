@@ -326,10 +326,17 @@ class CaptionDataModule(lightning.LightningDataModule):
         assert self.tokenizer is not None
         texts = captions.input_ids, captions.attention_mask
         key = key_of(encoder, self.tokenizer, captions.flat, *texts)
+        failed: str | None = None
         if trainer.is_global_zero and not (folder / KEY).exists():
             self._say(f"text_cache: embedding {len(texts[0])} captions into {folder}")
-            write(folder, encoder, key, *texts)
-        trainer.strategy.barrier("text_cache")
+            try:
+                write(folder, encoder, key, *texts)
+            except (OSError, RuntimeError) as error:
+                failed = str(error) or repr(error)
+        # the other ranks wait here, and would for ever if the first one simply raised
+        failed = trainer.strategy.broadcast(failed)
+        if failed is not None:
+            raise OSError(f"text_cache: {folder} could not be written: {failed}")
         return TextCache(folder, key)
 
     def _part_loader(self, name: str) -> PartLoader:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from jrl.data.tokenizer import train_tokenizer
 from jrl.encoders import TextEncoder
@@ -139,3 +140,17 @@ def test_refusals(pictures: Path, tmp_path: Path) -> None:
     system.text_encoder.requires_grad_(True)
     with pytest.raises(ValueError, match="text_cache: the text encoder is trained"):
         fit(tmp_path, system, data(pictures, text_cache=str(tmp_path / "cache")))
+
+
+def test_a_folder_that_cannot_be_written(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="text_cache: .* could not be written: "):
+        fit(tmp_path, build(), data(pictures, text_cache=str(tmp_path / "file" / "cache")))
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+def test_no_rank_waits_for_one_that_cannot_write(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    cache = str(tmp_path / "file" / "cache")
+    with pytest.raises(ProcessRaisedException, match="text_cache: .* could not be written: "):
+        fit(tmp_path, build(), data(pictures, text_cache=cache), devices=2, strategy="ddp_fork", plugins=[])
