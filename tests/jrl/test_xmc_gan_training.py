@@ -21,13 +21,16 @@ def stop(system: Any) -> None:
     raise RuntimeError("pulled the plug")
 
 
-def test_resume_reproduces(pictures: Path, tmp_path: Path) -> None:
-    """Both networks, their spectral vectors and statistics, the average, both optimisers: all of it is in the checkpoint."""
+@pytest.mark.parametrize("every", [None, 7])
+def test_resume_reproduces(pictures: Path, tmp_path: Path, every: int | None) -> None:
+    """At the end of an epoch and inside one: networks, spectral vectors, statistics, average and optimisers are saved."""
     whole = fit(tmp_path / "whole", build(), data(pictures), epochs=3)
     cut = tmp_path / "cut"
     with pytest.raises(RuntimeError, match="pulled the plug"):
-        fit(cut, build(), data(pictures), epochs=3, callbacks=[AtBatch(9, stop)])
-    resumed = fit(cut, build(seed=5), data(pictures), epochs=3, resume=True)
+        fit(cut, build(), data(pictures), epochs=3, every=every, callbacks=[AtBatch(9, stop)])
+    kept = torch.load(cut / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == (18 if every is None else 21)
+    resumed = fit(cut, build(seed=5), data(pictures), epochs=3, every=every, resume=True)
     expected, found = whole.system.state_dict(), resumed.system.state_dict()
     assert expected.keys() == found.keys()
     for name, value in expected.items():
