@@ -277,17 +277,17 @@ class SystemModule(lightning.LightningModule):
             self.log("val/mean_recall", sum(scores) / len(scores), prog_bar=True)
 
     def _check_strategy(self) -> None:
-        strategy = self.trainer.strategy
-        if len(self._specs) > 1 and not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
-            raise ValueError(
-                f"strategy: {type(self.system).__name__} has {len(self._specs)} optimisers, which train on one device or with "
-                f"'ddp', got {type(strategy).__name__}"
-            )
         if len(self._specs) > 1 and self.trainer.precision == "16-mixed":
             # one scaler serves all optimisers, and each of them would change the scale under the gradients of the next
             raise ValueError(
                 f"precision: {type(self.system).__name__} has {len(self._specs)} optimisers, which train with 'bf16-mixed' or "
                 "'32-true', got '16-mixed'"
+            )
+        strategy = self.trainer.strategy
+        if len(self._specs) > 1 and not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
+            raise ValueError(
+                f"strategy: {type(self.system).__name__} has {len(self._specs)} optimisers, which train on one device or with "
+                f"'ddp', got {type(strategy).__name__}"
             )
 
     def _set_memory_format(self, batch: dict[str, Any]) -> None:
