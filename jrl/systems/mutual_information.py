@@ -127,6 +127,7 @@ class MutualInformation(System):
                 _start_from(getattr(self, f"{side}_encoder"), Path(folder), f"{side}_encoder")
         for side in self.freeze:
             getattr(self, f"{side}_encoder").requires_grad_(False)
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> MutualInformation:
         """Training or evaluation mode; frozen encoders stay in evaluation mode."""

@@ -123,7 +123,9 @@ class SystemModule(lightning.LightningModule):
         return optimizers, schedulers
 
     def on_train_start(self) -> None:
-        """Keep frozen parts in evaluation mode, so that their statistics and dropout rest too."""
+        """Training mode for all but frozen parts, whose statistics and dropout rest too."""
+        # Lightning leaves the modes as it finds them, and what was loaded rests
+        self.system.train()
         for name in self._frozen:
             self.system.get_submodule(name).eval()
 

@@ -112,6 +112,55 @@ def test_discriminator_takes_turns(config: Config, tmp_path: Path) -> None:
         assert any(name.startswith(part) for name in moved), part
 
 
+def modes(system: MutualInformation) -> dict[str, set[bool]]:
+    """Whether each encoder was in training mode whenever the system trained on a batch; filled while it trains."""
+    seen: dict[str, set[bool]] = {"image": set(), "text": set()}
+
+    def look(side: str) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, arguments: Any, output: Any) -> None:
+            if system.critics.training:
+                seen[side].add(module.training)
+
+        return hook
+
+    system.image_encoder.model.register_forward_hook(look("image"))
+    system.text_encoder.model.register_forward_hook(look("text"))
+    return seen
+
+
+@pytest.mark.parametrize("sides", [["image", "text"], ["image"]], ids=["both", "image"])
+def test_frozen_encoders_rest_in_training(config: Config, tmp_path: Path, sides: list[str]) -> None:
+    system = small(freeze=sides)
+    assert [system.image_encoder.training, system.text_encoder.training] == [False, "text" not in sides]
+    state = {name: value.clone() for name, value in system.state_dict().items()}
+    seen = modes(system)
+    fit(system, config(trainer={"max_epochs": 1}), tmp_path)
+    assert seen == {"image": {False}, "text": {"text" not in sides}}
+    moved = {
+        name.split(".")[0]
+        for name, value in system.state_dict().items()
+        if not torch.equal(value, state[name])
+    }
+    assert moved == {"critics"} | ({"text_encoder"} if "text" not in sides else set())
+
+
+def test_encoders_from_folders_train_on(config: Config, tmp_path: Path) -> None:
+    """transformers loads a model in evaluation mode, in which neither dropout nor batch statistics work."""
+    ImageEncoder(RESNET).model.save_pretrained(tmp_path / "image")
+    TextEncoder(BERT).model.save_pretrained(tmp_path / "text")
+    encoders = ImageEncoder(tmp_path / "image"), TextEncoder(tmp_path / "text")
+    system = MutualInformation(*encoders, CriticOptions(dim=16, scale=None))
+    counts = {name: int(value) for name, value in system.state_dict().items() if "num_batches" in name}
+    assert counts
+    # as what `System.from_pretrained` returns
+    system.eval()
+    seen = modes(system)
+    trainer = fit(system, config(trainer={"max_epochs": 1}), tmp_path)
+    assert seen == {"image": {True}, "text": {True}}
+    state = system.state_dict()
+    assert all(int(state[name]) >= trainer.global_step for name in counts)
+
+
 def as_run(values: dict[str, Any], **options: Any) -> dict[str, Any]:
     system = values["model"]["system"]
     system["class_path"] = "jrl.systems.MutualInformation"
