@@ -102,6 +102,11 @@ class System(nn.Module, PyTorchModelHubMixin, library_name="jrl", license="apach
         return [Turn(batch, (place,)) for place in range(len(self.optimization()))]
 
     @property
+    def idle(self) -> str | None:
+        """Weights that are trained but get no gradient in any step, in words; None when there are none. DDP waits for such."""
+        return None
+
+    @property
     def steps_per_batch(self) -> int:
         """Steps of all optimisers that one batch makes."""
         return len(self.optimization())

@@ -285,6 +285,13 @@ class SystemModule(lightning.LightningModule):
                 f"strategy: {type(self.system).__name__} has {len(self._specs)} optimisers, which train on one device or with "
                 f"'ddp', got {type(strategy).__name__}"
             )
+        waits = isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters")
+        # several optimisers leave the averaging to this module, which waits for no gradient
+        if waits and len(self._specs) == 1 and self.system.idle:
+            raise ValueError(
+                f"strategy: 'ddp' would wait for gradients of {self.system.idle}; "
+                "use 'ddp_find_unused_parameters_true'"
+            )
 
     def _set_memory_format(self, batch: dict[str, Any]) -> None:
         if self.channels_last:

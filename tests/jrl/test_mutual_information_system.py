@@ -242,6 +242,30 @@ def test_objectives_of_one_side_and_their_optimisers() -> None:
     assert before.compatibility(squares(4, 0)[0]) == {}
 
 
+def trained_parts(system: MutualInformation) -> set[str]:
+    return {name.split(".")[0] for name, value in system.named_parameters() if value.requires_grad}
+
+
+def test_what_no_loss_reads_is_not_trained() -> None:
+    """Data parallelism waits for the gradient of every weight that is trained."""
+    image = small(joint_weight=0.0, image_objective=DeepInfoMax(24, 24, units=16))
+    assert trained_parts(image) == {"image_encoder", "image_objective"}
+    text = small(joint_weight=0.0, text_objective=MaskedWords(24, 32, 4, SPECIAL))
+    assert trained_parts(text) == {"text_encoder", "text_objective"}
+    for system in (image, text, small(), small(layers=[LayerPair(image=1, text=0), LayerPair()])):
+        assert system.idle is None
+        losses, _ = system.train()(squares(8, 0)[0])
+        torch.stack(list(losses.values())).sum().backward()
+        assert all(value.grad is not None for value in system.parameters() if value.requires_grad)
+    idle = small(layers=[LayerPair(image=1)]).idle
+    assert idle == "the image encoder's layers after 1, which no pair of `layers` reads"
+    assert small(layers=[LayerPair(text=0)]).idle == idle.replace("image", "text").replace("1", "0")
+    assert small(layers=[LayerPair(text=0)], freeze=["text"]).idle is None
+    objective = MaskedWords(24, 32, 4, SPECIAL)
+    assert small(layers=[LayerPair(text=0)], text_objective=objective).idle is None
+    assert small(layers=[LayerPair(text=1)]).idle is None
+
+
 def test_saved_and_loaded(tmp_path: Path) -> None:
     system = small(
         layers=[LayerPair(), LayerPair(image=1)],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -11,6 +13,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from jrl.cli import main
 from jrl.encoders import ImageEncoder, TextEncoder
@@ -159,6 +162,23 @@ def test_encoders_from_folders_train_on(config: Config, tmp_path: Path) -> None:
     assert seen == {"image": {True}, "text": {True}}
     state = system.state_dict()
     assert all(int(state[name]) >= trainer.global_step for name in counts)
+
+
+def test_ddp_does_not_wait_for_layers_that_nothing_reads() -> None:
+    module = SystemModule(small(layers=[LayerPair(image=1)]))
+    module._specs = module.system.optimization()
+    for strategy, refused in (
+        (DDPStrategy(), True),
+        (DDPStrategy(find_unused_parameters=True), False),
+        (SingleDeviceStrategy(torch.device("cpu")), False),
+    ):
+        module.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
+        with (
+            pytest.raises(ValueError, match="use 'ddp_find_unused_parameters_true'")
+            if refused
+            else nullcontext()
+        ):
+            module._check_strategy()
 
 
 def as_run(values: dict[str, Any], **options: Any) -> dict[str, Any]:
