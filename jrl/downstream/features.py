@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from jrl.downstream.scenes import ScenePart
 from jrl.encoders import EncoderOutput
+from jrl.systems import System
 
 # none; a class token; a class token and four registers
 _PREFIXES = (0, 1, 5)
@@ -69,11 +70,16 @@ def token_map(tokens: Tensor) -> Tensor:
     return tokens[:, length - side * side :].transpose(1, 2).unflatten(2, (side, side))
 
 
+def trunk_of(encoder: nn.Module) -> nn.Module:
+    """What heads look through: the `image_trunk` of a `System`, or another module itself."""
+    return encoder.image_trunk if isinstance(encoder, System) else encoder
+
+
 def encode(encoder: nn.Module, pixels: Tensor) -> Features:
     """Run an image encoder.
 
     Args:
-        encoder: a `System`, or a module from pictures to an `EncoderOutput`.
+        encoder: a `System`, by its `encode_image`, or a module from pictures to an `EncoderOutput`.
         pixels: [B, 3, H, W].
 
     Raises:

@@ -102,6 +102,14 @@ class System(nn.Module, PyTorchModelHubMixin, library_name="jrl", license="apach
         return [Turn(batch, (place,)) for place in range(len(self.optimization()))]
 
     @property
+    def image_trunk(self) -> nn.Module:
+        """Pictures to an `EncoderOutput`, without what joins them to texts: what heads of other tasks look through.
+
+        The system itself, by its `encode_image`, where that has no such part.
+        """
+        return self
+
+    @property
     def idle(self) -> str | None:
         """Weights that are trained but get no gradient in any step, in words; None when there are none. DDP waits for such."""
         return None

@@ -131,6 +131,11 @@ class MutualInformation(System):
         self.train(self.training)
 
     @property
+    def image_trunk(self) -> nn.Module:
+        """The image encoder, without a critic."""
+        return self.image_encoder
+
+    @property
     def objectives(self) -> dict[str, nn.Module | None]:
         """Of each side alone."""
         return {"image": self.image_objective, "text": self.text_objective}

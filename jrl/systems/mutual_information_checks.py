@@ -51,6 +51,12 @@ def check_options(system: MutualInformation) -> None:
     ):
         if value not in allowed:
             raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+    image, text = system.image_encoder, system.text_encoder
+    if system.embedding == "encoder" and image.width != text.width:
+        raise ValueError(
+            f"embedding: 'encoder' compares vectors of one width, got {image.width} of pictures and {text.width} of texts; "
+            "use 'values'"
+        )
     estimator, names = system.estimator, [pair.name for pair in system.layers]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"layers: expected one pair or more, each once, got {names}")

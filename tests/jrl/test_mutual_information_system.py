@@ -41,7 +41,8 @@ def small(**options: Any) -> MutualInformation:
     torch.manual_seed(0)
     critic = {"dim": 16, "scale": None, **options.pop("critic", {})}
     options.setdefault("special_token_ids", SPECIAL)
-    return MutualInformation(ImageEncoder(RESNET), TextEncoder(BERT), CriticOptions(**critic), **options)
+    text = options.pop("text_encoder", None) or TextEncoder(BERT)
+    return MutualInformation(ImageEncoder(RESNET), text, CriticOptions(**critic), **options)
 
 
 def squares(rows: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -328,6 +329,10 @@ def test_refusals() -> None:
             "critic: projection: expected one of linear, mlp, mlp_bn, identity",
         ),
         ({"embedding": "mean"}, "embedding: expected one of values, encoder, got 'mean'"),
+        (
+            {"embedding": "encoder", "text_encoder": TextEncoder({**BERT, "hidden_size": 32})},
+            "embedding: 'encoder' compares vectors of one width, got 24 of pictures and 32 of texts",
+        ),
         ({"freeze": ["critic"]}, "freeze: expected one of image, text, got 'critic'"),
         ({"duplicate_captions": "merge"}, "duplicate_captions: expected one of negative, exclude"),
         ({"layers": []}, "layers: expected one pair or more, each once"),
