@@ -345,10 +345,8 @@ class MutualInformation(System):
             words = real & ((real.long().cumsum(dim=1) - 1) % pair.text_stride == 0)
             locations = grid.pooled(pair.image_pool).tokens
             scores = self.critics[pair.name](locations, tokens, word_mask=words, across_ranks=across_ranks)
-            word_mask = words if self.options.per_word else None
-            loss, stats = self.estimator(
-                scores, word_mask=word_mask, exclude=exclude, across_ranks=across_ranks
-            )
+            masks = {"word_mask": words} if self.options.per_word else {"valid": words.any(dim=1)}
+            loss, stats = self.estimator(scores, exclude=exclude, across_ranks=across_ranks, **masks)
             losses.append(pair.weight * loss)
             plots[f"bound_{pair.name}"] = stats["bound"]
             for name in ("bound", "ceiling"):

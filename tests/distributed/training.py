@@ -168,7 +168,16 @@ def mutual_information(rank: int) -> None:
         layers = [LayerPair(), LayerPair(image=0, text=0, weight=0.5)]
         return MutualInformation(ImageEncoder(VIT), TextEncoder(BERT), critics, layers=layers, **options)
 
+    # one caption of each step has no word
+    silent = [
+        1,
+        2,
+        *(token for step in range(2) for token in batch(step)["input_ids"][3].tolist() if token > 2),
+    ]
     for critic, options in (
+        ({}, {"special_token_ids": silent, "duplicate_captions": "exclude"}),
+        ({}, {"special_token_ids": silent, "estimator": MutualInformationEstimator("dv")}),
+        ({"per_word": True}, {"special_token_ids": silent}),
         ({"length_norm": "mean"}, {"duplicate_captions": "exclude"}),
         ({}, {"estimator": MutualInformationEstimator(direction="image_to_text")}),
         ({"per_word": True}, {"duplicate_captions": "exclude"}),

@@ -313,8 +313,30 @@ def test_duplicate_captions_are_left_out() -> None:
     assert same[0, 1]
     scores = small().eval().critic_scores(**batch).masked_fill(same, -math.inf)
     wanted = (scores.log_softmax(1).diagonal().mean() + scores.log_softmax(0).diagonal().mean()) / 2
-    losses, _ = small(duplicate_captions="exclude").eval()(batch)
-    assert losses["joint"].item() == pytest.approx(-(math.log(6) + wanted.item()), rel=1e-4)
+    losses, plots = small(duplicate_captions="exclude").eval()(batch)
+    ceiling = (6 - same.sum(dim=1)).log().mean()
+    assert plots["ceiling"].item() == pytest.approx(ceiling.item())
+    assert losses["joint"].item() == pytest.approx(-(ceiling + wanted).item(), rel=1e-4, abs=1e-6)
+    batch["input_ids"][:] = batch["input_ids"][0]
+    plots = small(duplicate_captions="exclude").eval().compatibility(batch)
+    assert plots["bound"].item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("per_word", [False, True], ids=["sum", "word"])
+def test_a_caption_without_words_says_nothing(per_word: bool) -> None:
+    system = small(critic={"per_word": per_word, "projection": "mlp"}).eval()
+    batch, _ = squares(6, 0)
+    batch["attention_mask"][2, 1:] = False
+    found = system.compatibility(batch)
+    assert found["ceiling"].item() == pytest.approx(math.log(6 if per_word else 5))
+    if not per_word:
+        rest = {name: value[torch.arange(6) != 2] for name, value in batch.items()}
+        torch.testing.assert_close(found, system.compatibility(rest))
+    batch["attention_mask"][:, 1:] = False
+    assert not any(system.compatibility(batch).values())
+    losses, _ = system(batch)
+    losses["joint"].backward()
+    assert not any(value.grad.any() for value in system.parameters() if value.grad is not None)
 
 
 def test_refusals() -> None:
