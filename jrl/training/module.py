@@ -246,7 +246,8 @@ class SystemModule(lightning.LightningModule):
         for name in ("image_index", "caption_image"):
             kept[name].append(batch[name])
         compatibility = getattr(self.system, "compatibility", None)
-        if compatibility is not None:
+        # one pair has nothing to be told apart from
+        if compatibility is not None and len(batch["pixel_values"]) > 1:
             values = compatibility(_first_captions(batch))
             self._bounds.setdefault(part, []).append((len(batch["pixel_values"]), values))
 

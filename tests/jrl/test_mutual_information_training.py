@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from jrl.cli import main
 from jrl.encoders import ImageEncoder, TextEncoder
-from jrl.objectives import DeepInfoMax, MaskedWords
+from jrl.objectives import DeepInfoMax, MaskedWords, MutualInformationEstimator
 from jrl.systems import CLIP, CriticOptions, LayerPair, MutualInformation, System
 from jrl.training import CaptionDataModule, Run, SystemModule
 
@@ -78,6 +78,18 @@ def test_validation_logs_the_bounds_of_held_out_pairs(config: Config, tmp_path: 
         total += len(first) * float(system.eval().compatibility(pairs)["bound_last"])
         count += len(first)
     assert last == pytest.approx(total / count, rel=1e-4)
+
+
+@pytest.mark.parametrize("bound", ["nce", "jsd", "dv"])
+def test_a_last_batch_of_one_pair_has_no_bound(config: Config, tmp_path: Path, bound: str) -> None:
+    values = config(trainer={"max_epochs": 1}, data={"eval_batch_size": 4})
+    system = small(estimator=MutualInformationEstimator(bound))
+    trainer = fit(system, values, tmp_path)
+    data: CaptionDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    batches = list(data.val_dataloader()[0])
+    assert [len(batch["pixel_values"]) for batch in batches] == [4, 4, 4, 1]
+    wanted = [float(system.eval().compatibility(batch)["bound"]) for batch in batches[:3]]
+    assert float(trainer.callback_metrics["val/bound"]) == pytest.approx(sum(wanted) / 3, rel=1e-4, abs=1e-6)
 
 
 def test_every_system_with_a_temperature_logs_its_bound(config: Config, tmp_path: Path) -> None:
