@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jrl.encoders import ImageEncoder, TextEncoder
@@ -283,6 +284,46 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     batch, _ = squares(4, 0)
     torch.testing.assert_close(again.critic_scores(**batch), system.critic_scores(**batch))
     assert torch.equal(again.word_regions(**batch).attention, system.word_regions(**batch).attention)
+
+
+def test_a_system_from_before_the_map_to_the_code_is_loaded(tmp_path: Path) -> None:
+    small(image_objective=DeepInfoMax(24, 24, units=16, prior_weight=0.1)).save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    older = {name: value for name, value in state.items() if ".code." not in name}
+    assert len(older) == len(state) - 2
+    save_file(older, tmp_path / "model.safetensors")
+    system = load_system(tmp_path)
+    assert isinstance(system, MutualInformation)
+    assert system.image_objective is not None and system.image_objective.code is not None
+    assert torch.equal(system.image_objective.code.weight, torch.eye(24))
+    del older["image_objective.discriminator.0.weight"]
+    save_file(older, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="discriminator.0.weight is missing"):
+        load_system(tmp_path)
+
+
+def test_prior_matching_reaches_the_whole_of_the_unit_interval() -> None:
+    torch.manual_seed(0)
+    encoder = ImageEncoder(RESNET).train()
+    objective = DeepInfoMax(24, 24, units=8, local_weight=0.0, prior_weight=1.0)
+    assert objective.discriminator is not None and objective.code is not None
+    players = (
+        ("discriminator", torch.optim.Adam(objective.discriminator.parameters(), lr=1e-3)),
+        ("prior", torch.optim.Adam([*encoder.parameters(), *objective.code.parameters()], lr=1e-3)),
+    )
+    for step in range(60):
+        output = encoder(squares(32, step)[0]["pixel_values"])
+        losses, _ = objective(output.tokens, output.global_)
+        for name, player in players:
+            parameters = player.param_groups[0]["params"]
+            gradients = torch.autograd.grad(losses[name], parameters, retain_graph=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+        for _, player in players:
+            player.step()
+    code = objective.code(encoder.eval()(squares(256, 999)[0]["pixel_values"]).global_).sigmoid()
+    assert 0.25 < float((code < 0.5).float().mean()) < 0.75
+    assert float(code.min()) < 0.4 and float(code.max()) > 0.6
 
 
 def test_starts_from_a_run(tmp_path: Path) -> None:
