@@ -302,10 +302,14 @@ class MutualInformation(System):
 
     @classmethod
     def _assemble(cls, config: dict[str, Any]) -> MutualInformation:
+        critic = CriticOptions(**config.pop("critic"))
+        if not critic.projection.startswith("mlp"):
+            # once accepted and ignored
+            critic.hidden = None
         parts: dict[str, Any] = {
             "image_encoder": ImageEncoder(**config.pop("image_encoder")),
             "text_encoder": TextEncoder(**config.pop("text_encoder")),
-            "critic": CriticOptions(**config.pop("critic")),
+            "critic": critic,
             "estimator": MutualInformationEstimator(**config.pop("estimator")),
             "layers": [LayerPair(**pair) for pair in config.pop("layers")],
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -60,13 +62,18 @@ def check_options(system: MutualInformation) -> None:
     estimator, names = system.estimator, [pair.name for pair in system.layers]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"layers: expected one pair or more, each once, got {names}")
-    if any(pair.weight <= 0 or min(pair.image_pool, pair.text_stride) < 1 for pair in system.layers):
+    if any(
+        not 0 < pair.weight < math.inf or min(pair.image_pool, pair.text_stride) < 1 for pair in system.layers
+    ):
         raise ValueError(
-            "layers: expected positive weights, and image_pool and text_stride of at least 1, "
+            "layers: expected positive finite weights, and image_pool and text_stride of at least 1, "
             f"got {system.layers}"
         )
-    if min(system.joint_weight, system.image_weight, system.text_weight) < 0:
-        raise ValueError("joint_weight, image_weight, text_weight: expected 0 or more")
+    weights = system.joint_weight, system.image_weight, system.text_weight
+    if not all(0 <= weight < math.inf for weight in weights):
+        raise ValueError(
+            f"joint_weight, image_weight, text_weight: expected 0 or more and finite, got {weights}"
+        )
     if system.options.per_word and (estimator.bound, estimator.direction) != ("nce", "text_to_image"):
         raise ValueError(
             "estimator: critics per word need bound 'nce' and direction 'text_to_image', "
@@ -74,6 +81,26 @@ def check_options(system: MutualInformation) -> None:
         )
     if system.duplicate_captions == "exclude" and estimator.bound != "nce":
         raise ValueError(f"duplicate_captions: the bound {estimator.bound!r} cannot leave pairs out")
+    known = math.inf if text.vocab_size is None else text.vocab_size
+    for token in system.special_token_ids:
+        if not isinstance(token, int) or not 0 <= token < known:
+            raise ValueError(f"special_token_ids: expected whole numbers in [0, {known}), got {token!r}")
+    local = system.image_objective
+    if local is not None and (local.local_width, local.global_width) != (image.width, image.width):
+        raise ValueError(
+            f"image_objective: expected local_width and global_width {image.width} as the image encoder, "
+            f"got {local.local_width} and {local.global_width}"
+        )
+    hidden = system.text_objective
+    if hidden is not None:
+        free = sorted(set(system.special_token_ids) - {hidden.mask_token_id, *hidden.special_token_ids})
+        if free:
+            # no error, for there are runs that were trained so
+            warnings.warn(
+                f"text_objective: hides and draws the tokens {free}, which special_token_ids says are no words; "
+                "give them as its special_token_ids too",
+                stacklevel=3,
+            )
     for side, objective in system.objectives.items():
         if side in system.freeze and objective is not None:
             raise ValueError(f"freeze: a frozen {side} encoder cannot learn by {side}_objective")

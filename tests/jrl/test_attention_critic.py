@@ -282,7 +282,7 @@ def test_refusals_of_the_critic() -> None:
         plain(length_norm="sum")
     with pytest.raises(ValueError, match="length_norm: has no meaning with per_word"):
         plain(length_norm="mean", per_word=True)
-    with pytest.raises(ValueError, match="scale: expected a positive number or None, got 0"):
+    with pytest.raises(ValueError, match="scale: expected a positive finite number or None, got 0"):
         plain(scale=0)
     x = torch.zeros(2, 3, 4)
     for arguments, masks, kind, message in (
