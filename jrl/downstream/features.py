@@ -53,7 +53,7 @@ def token_map(tokens: Tensor) -> Tensor:
     """Tokens of a square picture as a map; class and register tokens in front of them are left out.
 
     Args:
-        tokens: [B, L, W] with L = h², h² + 1 or h² + 5, row by row.
+        tokens: [B, L, W] with L = h², h² + 1 or h² + 5, row by row; 9 are taken for 3 · 3, not for 2 · 2 and 5 before them.
 
     Returns:
         [B, W, h, h].
