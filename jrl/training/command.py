@@ -21,7 +21,7 @@ from jrl.data.tokenizer import load_tokenizer
 from jrl.evaluation import to_markdown
 from jrl.training.checkpoint import BEST, LAST, AtomicCheckpointIO, checkpoint_callbacks
 from jrl.training.data import CaptionDataModule
-from jrl.training.files import write_atomically
+from jrl.training.files import check_folder, write_atomically
 from jrl.training.module import SystemModule
 from jrl.training.run import Run
 
@@ -69,11 +69,15 @@ class TrainingCLI(LightningCLI):
                 if not last.is_file():
                     raise FileNotFoundError(f"resume: {run} has no checkpoint to go on from ({last})")
                 config["ckpt_path"] = str(last)
-            elif last.exists() and config["ckpt_path"] is None:
-                if not config["overwrite"]:
+            elif config["ckpt_path"] is None:
+                check_folder("run", run)
+                holds = [path for path in (last, folder / BEST, run / "model") if path.exists()]
+                if holds and not config["overwrite"]:
+                    resume = "--resume true, " if last.exists() else ""
                     raise ValueError(
-                        f"run: {run} holds a run; pass --resume true, --overwrite true or another folder"
+                        f"run: {run} holds a run; pass {resume}--overwrite true or another folder"
                     )
+                # curves without a checkpoint are of a training that was refused or stopped before its first
                 for old in (last, folder / BEST, *run.glob("events.out.tfevents.*")):
                     old.unlink(missing_ok=True)
                 shutil.rmtree(run / "model", ignore_errors=True)
@@ -202,6 +206,7 @@ def run_at_checkpoint(run: str | Path, checkpoint: str | Path, *, device: str | 
         opened.system.load_state_dict({name.removeprefix("system."): value for name, value in state.items()})
     except RuntimeError as error:
         reason = " ".join(str(error).split())
+        reason = reason if len(reason) < 200 else f"{reason[:200]} …"
         raise ValueError(f"checkpoint: {path} does not hold the weights of {folder}: {reason}") from error
     opened.system.to(device).eval()
     return opened

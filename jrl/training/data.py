@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import zlib
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -241,8 +241,20 @@ class CaptionDataModule(lightning.LightningDataModule):
         return zlib.crc32(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
 
     def _read(self) -> SampleSet:
+        reader = _reader(self.dataset)
+        known = inspect.signature(reader).parameters
+        unknown = [name for name in self.options if name not in known]
+        missing = [
+            name for name, one in known.items() if one.default is one.empty and name not in self.options
+        ]
+        if unknown or missing:
+            problem = f"does not know {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
+            raise ValueError(
+                f"options: the reader of {self.dataset!r} {problem}; its options are {', '.join(known)}, such as "
+                f"--data.options.{(missing or list(known))[0]} VALUE"
+            )
         try:
-            return _reader(self.dataset)(**self.options)
+            return reader(**self.options)
         except TypeError as error:
             raise ValueError(f"options: they do not fit the reader of {self.dataset!r}: {error}") from error
 
@@ -355,6 +367,9 @@ def _reader(dataset: str) -> Callable[..., SampleSet]:
         from jrl.data.scenes import read_scenes
 
         return read_scenes
-    from jrl.data.readers import read
+    from jrl.data.readers import FORMATS
 
-    return partial(read, dataset)
+    if dataset not in FORMATS:
+        known = ", ".join(sorted({"emoji", "scenes", *FORMATS}))
+        raise ValueError(f"dataset: expected one of {known}, got {dataset!r}")
+    return FORMATS[dataset]
