@@ -58,12 +58,13 @@ docs: setup
 # Without their dependencies, which would bring another torch. torchmultimodal's one wheel says Python 3.9 and runs on later ones.
 hosts: $(HOST_SITE)/.installed
 
-$(HOST_SITE)/.installed: constraints-hosts.txt constraints-bench.txt | $(BIN)/python
+$(HOST_SITE)/.installed: constraints-hosts.txt constraints-bench.txt tests/hosts/sitecustomize.py | $(BIN)/python
 	rm -rf $(HOST_SITE)
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-compile --target $(HOST_SITE) \
 	  -c constraints-hosts.txt -c constraints-bench.txt $(HOSTS)
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-compile --target $(HOST_SITE) --upgrade \
 	  -c constraints-hosts.txt --only-binary=:all: --python-version 3.9 torchmultimodal-nightly
+	cp tests/hosts/sitecustomize.py $(HOST_SITE)
 	touch $@
 
 # The published implementations that the benchmarks compare with. Without their dependencies, which would bring another torch.

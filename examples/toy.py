@@ -25,6 +25,8 @@ class Progress:
         parser.add_argument("--batch", type=int, default=batch)
         parser.add_argument("--host", action="store_true", help="train with the library's own loss")
         given = parser.parse_args()
+        if given.steps < 1 or given.batch < 2:
+            parser.error("expected --steps of at least 1 and --batch of at least 2")
         self.steps, self.batch, self.host = given.steps, given.batch, given.host
         self.start = time.perf_counter()
         torch.manual_seed(0)

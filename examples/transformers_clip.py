@@ -70,6 +70,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--host", action="store_true", help="transformers' own loss")
     given = parser.parse_args()
+    if given.steps < 1 or given.batch < 2:
+        parser.error("expected --steps of at least 1 and --batch of at least 2")
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = tiny_clip().train()

@@ -114,11 +114,14 @@ def _retrieve(arguments: list[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from jrl.data.images import load_image, save_image
+    from jrl.data.images import check_format, load_image, save_image
     from jrl.data.sample import ImageSource
     from jrl.training.command import data_module_of
+    from jrl.training.files import check_file
     from jrl.training.run import Run, image_files, picture_grid
 
+    out = check_file("out", options.out or Path(options.run) / "retrieve.png")
+    check_format(out)
     run = Run.load(options.run, device=options.device, allow_pickle=options.allow_pickle)
     text = run.encode_texts(options.query)
     captions: list[str] = []
@@ -149,7 +152,6 @@ def _retrieve(arguments: list[str]) -> int:
             table.add_row(str(rank), f"{score:.3f}", name, *caption)
             shown.append(load_image(source, name=name))
         console.print(table)
-    out = Path(options.out) if options.out else Path(options.run) / "retrieve.png"
     out.parent.mkdir(parents=True, exist_ok=True)
     columns = len(found[0]) if len(options.query) > 1 else 5
     save_image(picture_grid(shown, columns=columns), out)
@@ -171,8 +173,10 @@ def _embed(arguments: list[str]) -> int:
     if options.batch_size < 1:
         raise ValueError(f"batch-size: expected at least 1, got {options.batch_size}")
 
+    from jrl.training.files import check_file
     from jrl.training.run import Run, image_files, write_embeddings
 
+    check_file("out", options.out)
     files = image_files(options.images)
     names = [str(path.relative_to(options.images)) for path in files]
     run = Run.load(options.run, device=options.device, allow_pickle=options.allow_pickle)
@@ -186,6 +190,8 @@ def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if type(error).__name__ == "ArgumentError":
         return text
+    if isinstance(error, ModuleNotFoundError):
+        return f"{text}; pip install 'jrl[train]' installs what the commands need"
     # these say in words what is wrong; of anything else the type helps too
     plain = isinstance(error, (OSError, ValueError, TypeError, FloatingPointError, NotImplementedError))
     return text if plain else f"{type(error).__name__}: {text}"

@@ -14,10 +14,11 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def describe(value: Any) -> str:
-    """What came, in an error message: a tensor's dtype and shape, or another value's type and text."""
+    """What came, in an error message: a tensor's dtype and shape, or another value's type and the start of its text."""
     if isinstance(value, Tensor):
         return f"{value.dtype} {list(value.shape)} on {value.device}"
-    return f"{type(value).__name__} {value!r}"
+    text = " ".join(repr(value).split())
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:60] + ' ...'}"
 
 
 def tensor(op: str, name: str, value: Any) -> Tensor:

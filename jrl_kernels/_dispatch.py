@@ -125,14 +125,15 @@ def _refusal(backend: Backend, device: str, dtype: torch.dtype) -> str | None:
 def _select(op: str, requested: str, table: str, device: str, dtype: torch.dtype) -> str:
     # Only strings and a dtype: torch.compile evaluates this call while it traces.
     backends = _TABLES[table]
+    source = "backend"
     if requested == "auto":
-        requested = os.environ.get("JRL_BACKEND", "auto") or "auto"
+        requested, source = os.environ.get("JRL_BACKEND", "auto") or "auto", "JRL_BACKEND"
     if requested != "auto":
         if requested not in backends:
-            raise ValueError(f"{op}: backend must be 'auto' or one of {sorted(backends)}, got {requested!r}")
+            raise ValueError(f"{op}: {source} must be 'auto' or one of {sorted(backends)}, got {requested!r}")
         why = _refusal(backends[requested], device, dtype)
         if why is not None:
-            raise NotImplementedError(f"{op}: backend {requested!r} {why}")
+            raise NotImplementedError(f"{op}: {source} {requested!r} {why}")
         return requested
     # On a GPU the reference is never a silent substitute for a kernel: it would cost the memory the op exists to save.
     order = ("cuda", "triton") if device == "cuda" else ("cpu", "reference")

@@ -183,6 +183,19 @@ def _convert(
     return picture.copy() if picture.mode == mode else picture.convert(mode)
 
 
+def check_format(path: str | Path) -> str:
+    """The format of pictures that the suffix of a path names, such as "PNG".
+
+    Raises:
+        ImageError: it names none.
+    """
+    path = Path(path)
+    image_format = PIL.Image.registered_extensions().get(path.suffix.lower())
+    if image_format is None:
+        raise ImageError(f"{path}: no picture format is known for the suffix {path.suffix!r}; .png is one")
+    return image_format
+
+
 def save_image(image: PIL.Image.Image, path: str | Path, **options: object) -> None:
     """Write a picture in the format of the path's suffix, aside and then renamed, so never by halves.
 
@@ -194,10 +207,7 @@ def save_image(image: PIL.Image.Image, path: str | Path, **options: object) -> N
         ImageError: the format is unknown or cannot hold this picture.
         OSError: the file cannot be written; it names the path.
     """
-    path = Path(path)
-    image_format = PIL.Image.registered_extensions().get(path.suffix.lower())
-    if image_format is None:
-        raise ImageError(f"{path}: no picture format is known for the suffix {path.suffix!r}")
+    path, image_format = Path(path), check_format(path)
     buffer = io.BytesIO()
     try:
         image.save(buffer, format=image_format, **options)

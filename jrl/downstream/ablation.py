@@ -16,7 +16,8 @@ from typing import Any
 import torch
 import yaml
 
-from jrl.downstream.probe import TASKS, choose, probe
+from jrl.data.tokenizer import load_tokenizer
+from jrl.downstream.probe import RETRIEVAL, TASKS, choose, probe
 from jrl.downstream.scenes import scene_parts
 from jrl.grounding import ground, scene_examples
 from jrl.grounding.evaluate import SYSTEM
@@ -64,13 +65,11 @@ def _direction(name: str) -> Arguments:
     }
 
 
-# a system without joint training has no trained critic, so its encoder's own vector is probed
-_ALONE: Arguments = {"joint_weight": 0.0, "embedding": "encoder"}
 VARIANTS = {
     variant.name: variant
     for variant in (
         Variant("random", "random weights", trained=False),
-        Variant("deep_infomax", "Deep InfoMax alone", _ALONE, ("image",)),
+        Variant("deep_infomax", "Deep InfoMax alone", {"joint_weight": 0.0}, ("image",)),
         Variant("one_layer", "joint, one layer"),
         Variant("several_layers", "joint, two layers", _SEVERAL),
         Variant("with_image", "joint, one layer, Deep InfoMax", {}, ("image",)),
@@ -121,8 +120,7 @@ def variant_config(
         options = {"local_width": width, "global_width": width, "measure": "nce", "units": 2 * width}
         arguments["image_objective"] = {"class_path": "jrl.objectives.DeepInfoMax", "init_args": options}
     if "text" in variant.objectives:
-        # the ids of the tokenizer that a run trains: [PAD], [UNK], [CLS], [EOS], [MASK]
-        words |= {"mask_token_id": 4, "special_token_ids": [0, 1, 2, 3]}
+        words |= _special_ids((values.get("data") or {}).get("tokenizer"))
         arguments["text_objective"] = {"class_path": "jrl.objectives.MaskedWords", "init_args": words}
     values["seed_everything"] = values["model"]["seed"] = seed
     trainer = values.setdefault("trainer", {})
@@ -132,6 +130,18 @@ def variant_config(
     if epochs is not None:
         trainer["max_epochs"] = epochs
     return values
+
+
+def _special_ids(tokenizer: str | None) -> Arguments:
+    """Of a tokenizer, or of the one that a run trains when None."""
+    if tokenizer is None:
+        # [PAD], [UNK], [CLS], [EOS], [MASK]
+        return {"mask_token_id": 4, "special_token_ids": [0, 1, 2, 3]}
+    loaded = load_tokenizer(tokenizer)
+    if loaded.mask_token_id is None:
+        raise ValueError(f"config: masked words need a mask token, and the tokenizer in {tokenizer} has none")
+    ids = sorted(set(loaded.all_special_ids) - {loaded.mask_token_id})
+    return {"mask_token_id": loaded.mask_token_id, "special_token_ids": ids}
 
 
 def ablate(
@@ -175,7 +185,14 @@ def ablate(
         raise ValueError(f"scenes: expected at least 8, got {scenes}")
     if minutes is not None and not minutes > 0:
         raise ValueError(f"minutes: expected a positive number, got {minutes}")
-    settings = {"tasks": list(tasks), "scenes": scenes, "head_epochs": head_epochs, "seed": seed}
+    # results from before heads looked through the encoder alone say nothing of that
+    settings = {
+        "tasks": list(tasks),
+        "scenes": scenes,
+        "head_epochs": head_epochs,
+        "seed": seed,
+        "heads": "encoder",
+    }
     start = time.monotonic()
     results: dict[str, dict[str, Any]] = {}
     for name in names:
@@ -192,14 +209,15 @@ def ablate(
             kept = {
                 "settings": settings_here,
                 "bound": _bound(out / name / "run"),
-                "scores": _probed(run, tasks, scenes, head_epochs, seed),
+                "scores": _probed(run, _asked(VARIANTS[name], tasks), scenes, head_epochs, seed),
                 "grounding": _grounded(run, scenes, seed) if VARIANTS[name].has_critic else None,
                 "train_seconds": trained - began,
                 "probe_seconds": time.monotonic() - trained,
             }
             write_atomically(out / name / RESULT, json.dumps(kept, indent=2, allow_nan=False).encode())
         results[name] = kept
-        say(f"{name}: " + ", ".join(f"{task} {100 * _stands(kept, task):.1f}" for task in tasks))
+        shown = (f"{task} {100 * _stands(outcome):.1f}" for task, outcome in kept["scores"].items())
+        say(f"{name}: " + ", ".join(shown))
         write_atomically(out / f"{TABLE}.json", json.dumps(results, indent=2, allow_nan=False).encode())
         write_atomically(out / f"{TABLE}.md", f"{to_markdown(results, tasks)}\n".encode())
     return results
@@ -207,17 +225,21 @@ def ablate(
 
 def to_markdown(results: Mapping[str, Mapping[str, Any]], tasks: Sequence[str]) -> str:
     """A row a variant, the score that stands for each task in per cent, the best of each in bold."""
-    heads = [
-        f"{task}, {next(iter(results.values()))['scores'][task]['metric'].replace('_', ' ')}"
-        for task in tasks
-    ]
+    outcomes = {
+        task: [each["scores"][task] for each in results.values() if task in each["scores"]] for task in tasks
+    }
+    outcomes = {task: found for task, found in outcomes.items() if found}
+    heads = [f"{task}, {found[0]['metric'].replace('_', ' ')}" for task, found in outcomes.items()]
     heads += ["grounding, pointing", "times the best constant", "nats"]
     lines = [f"| variant | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}"]
-    best = {task: max(_stands(result, task) for result in results.values()) for task in tasks}
+    best = {task: max(map(_stands, found)) for task, found in outcomes.items()}
     for name, result in results.items():
         cells = []
-        for task in tasks:
-            value = _stands(result, task)
+        for task in outcomes:
+            if task not in result["scores"]:
+                cells.append("–")
+                continue
+            value = _stands(result["scores"][task])
             shown = f"{100 * value:.1f}"
             cells.append(f"**{shown}**" if value == best[task] else shown)
         found, bound = result["grounding"], result["bound"]
@@ -335,9 +357,16 @@ def _untrained(values: Mapping[str, Any], folder: Path) -> Run:
     return Run.load(folder)
 
 
+def _asked(variant: Variant, tasks: Sequence[str]) -> list[str]:
+    """Those tasks that have a meaning: nothing joins pictures and captions where no critic was trained."""
+    return [task for task in tasks if variant.has_critic or task != RETRIEVAL]
+
+
 def _probed(
     run: Run, tasks: Sequence[str], scenes: int, head_epochs: int | None, seed: int
 ) -> dict[str, dict[str, Any]]:
+    if not tasks:
+        return {}
     data = scene_parts(run.transform, train=scenes, val=scenes // 4, test=scenes // 4, seed=seed)
     outcomes = probe(run, data, list(tasks), epochs=head_epochs, seed=seed)
     return {
@@ -363,8 +392,7 @@ def _bound(run: Path) -> float | None:
     return next((part["bound_last"] for part in parts.values() if "bound_last" in part), None)
 
 
-def _stands(result: Mapping[str, Any], task: str) -> float:
-    outcome = result["scores"][task]
+def _stands(outcome: Mapping[str, Any]) -> float:
     return float(outcome["scores"][outcome["metric"]])
 
 

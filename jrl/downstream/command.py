@@ -30,18 +30,16 @@ def main(arguments: Sequence[str]) -> int:
     choose(names)
     if options.scenes < 8:
         raise ValueError(f"scenes: expected at least 8, got {options.scenes}")
-    out = Path(options.out) if options.out else Path(options.run) / "probe"
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"out: {out} is a file, expected a folder")
 
     from rich.console import Console
 
     from jrl.downstream.pictures import save_picture
     from jrl.downstream.report import to_json, to_markdown, to_table
     from jrl.downstream.scenes import scene_parts
-    from jrl.training.files import write_atomically
+    from jrl.training.files import check_folder, write_atomically
     from jrl.training.run import Run
 
+    out = check_folder("out", options.out or Path(options.run) / "probe")
     run = Run.load(options.run, device=options.device, allow_pickle=options.allow_pickle)
     data = scene_parts(
         run.transform,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from jrl.downstream.scenes import ScenePart
 from jrl.encoders import EncoderOutput
+from jrl.systems import System
 
 # none; a class token; a class token and four registers
 _PREFIXES = (0, 1, 5)
@@ -52,7 +53,7 @@ def token_map(tokens: Tensor) -> Tensor:
     """Tokens of a square picture as a map; class and register tokens in front of them are left out.
 
     Args:
-        tokens: [B, L, W] with L = h², h² + 1 or h² + 5, row by row.
+        tokens: [B, L, W] with L = h², h² + 1 or h² + 5, row by row; 9 are taken for 3 · 3, not for 2 · 2 and 5 before them.
 
     Returns:
         [B, W, h, h].
@@ -69,11 +70,16 @@ def token_map(tokens: Tensor) -> Tensor:
     return tokens[:, length - side * side :].transpose(1, 2).unflatten(2, (side, side))
 
 
+def trunk_of(encoder: nn.Module) -> nn.Module:
+    """What heads look through: the `image_trunk` of a `System`, or another module itself."""
+    return encoder.image_trunk if isinstance(encoder, System) else encoder
+
+
 def encode(encoder: nn.Module, pixels: Tensor) -> Features:
     """Run an image encoder.
 
     Args:
-        encoder: a `System`, or a module from pictures to an `EncoderOutput`.
+        encoder: a `System`, by its `encode_image`, or a module from pictures to an `EncoderOutput`.
         pixels: [B, 3, H, W].
 
     Raises:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from jrl.downstream.features import Features, encode, encode_part
+from jrl.downstream.features import Features, encode, encode_part, trunk_of
 from jrl.downstream.scenes import PARTS, ScenePart
 from jrl.downstream.task import Recipe, Task, Values
 from jrl.training.optim import parameter_groups, warmup_cosine
@@ -35,7 +35,7 @@ class Result:
         losses: mean loss of training and validation after each epoch.
         best_epoch: the one with the least validation loss, from 1; its weights are the ones tested.
         seconds: of training.
-        head, encoder: with those weights, in evaluation mode.
+        head, encoder: with those weights, in evaluation mode; the encoder is what the head looks through.
         predictions: on the test part, on the CPU.
         examples: of the test part.
     """
@@ -58,13 +58,13 @@ class FrozenFeatures:
     """Features of a frozen encoder, computed when a part is first asked for and kept.
 
     Args:
-        encoder: as for `encode`.
+        encoder: a `System`, of which its `image_trunk` is taken, or a module from pictures to an `EncoderOutput`.
         data: parts by name.
         device: where the encoder goes.
     """
 
     def __init__(self, encoder: nn.Module, data: Part, device: str | torch.device = "cpu") -> None:
-        self.encoder, self.data, self.device = encoder.to(device), data, device
+        self.encoder, self.data, self.device = trunk_of(encoder).to(device), data, device
         self._kept: dict[str, Features] = {}
 
     def part(self, name: str) -> Features:
@@ -97,7 +97,8 @@ def fit_head(
     and the dropout of an encoder follow from `seed`, and the state of torch's own generator is left as it was.
 
     Args:
-        encoder: a `System`, or a module from pictures [B, 3, H, W] to an `EncoderOutput`; it is not changed.
+        encoder: a `System`, of which its `image_trunk` is taken, or a module from pictures [B, 3, H, W] to an
+            `EncoderOutput`; it is not changed.
         task: what to ask of it.
         data: "train", "val" and "test".
         frozen: leave the encoder as it is; a copy of it is trained too when False.
@@ -124,7 +125,7 @@ def fit_head(
             look = FrozenFeatures(encoder, data, device) if features is None else features
             sight: _Sight = _Cached(look)
         else:
-            sight = _Trained(copy.deepcopy(encoder).to(device), data, device)
+            sight = _Trained(copy.deepcopy(trunk_of(encoder)).to(device), data, device)
         first = sight("train", examples["train"]["image"][:1])
         head = task.head(first.global_.shape[1], first.tokens.shape[2]).to(device)
         losses, best = _train(sight, head, task, examples, recipe, encoder_lr_factor, device)

@@ -62,7 +62,7 @@ def probe(
     """Measure what the image encoder of a system has learned.
 
     Args:
-        run: the system and its tokenizer.
+        run: the system and its tokenizer; heads look through its `image_trunk`, retrieval compares what it embeds.
         data: "train", "val" and "test", as `scene_parts` gives.
         tasks: names out of TASKS, or tasks.
         frozen: leave the encoder as it is under the heads; train a copy of it with each head when False. Retrieval
@@ -88,7 +88,7 @@ def probe(
 
         def measure(run: Run, features: FrozenFeatures, task: Task | None = task) -> Result | Retrieval:
             if task is None:
-                return retrieval(run, features.part("test"), data["test"])
+                return retrieval(run, data["test"])
             shared = features if frozen else None
             return fit_head(
                 run.system,

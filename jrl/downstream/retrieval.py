@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jrl.downstream.features import Features
+from jrl.downstream.features import encode_part
 from jrl.downstream.scenes import ScenePart
 from jrl.evaluation import chance_recall, evaluate
 from jrl.training.run import Run
@@ -33,14 +33,13 @@ class Retrieval:
     found: Tensor
 
 
-def retrieval(run: Run, features: Features, part: ScenePart) -> Retrieval:
+def retrieval(run: Run, part: ScenePart) -> Retrieval:
     """How well pictures and the captions that list their shapes find each other.
 
     Another picture with the very same caption counts as wrong, as does every tie.
 
     Args:
         run: the system and its tokenizer.
-        features: of the part's pictures; `global_` is compared with the texts.
         part: pictures and captions.
 
     Raises:
@@ -48,10 +47,11 @@ def retrieval(run: Run, features: Features, part: ScenePart) -> Retrieval:
     """
     captions = [sample.captions[0] for sample in part.samples]
     text = run.encode_texts(captions)
-    found = evaluate(features.global_, text)
+    image = encode_part(run.system, part, run.device).global_
+    found = evaluate(image, text)
     names = [f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in _KS]
     scores = {"mean_recall": found["mean_recall"], **{name: found[name] for name in names}}
     chances = [chance_recall(k, len(part)) for k in _KS] * 2
     baseline = {"mean_recall": sum(chances) / 6, **dict(zip(names, chances, strict=True))}
-    order = (text @ features.global_.T).topk(min(_SHOWN, len(part)), dim=1).indices
+    order = (text @ image.T).topk(min(_SHOWN, len(part)), dim=1).indices
     return Retrieval(scores, baseline, captions, torch.as_tensor(order))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jrl.training.files import check_folder, write_atomically
 from jrl.training.run import Run
 
 _EXAMPLES = 8
@@ -39,9 +40,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError(f"scenes: expected at least 8, got {options.scenes}")
     if options.seed < 0:
         raise ValueError(f"seed: expected 0 or more, got {options.seed}")
-    out = Path(options.out) if options.out else Path(options.run) / "ground"
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"out: {out} is a file, expected a folder")
+    out = check_folder("out", options.out or Path(options.run) / "ground")
     run = Run.load(options.run, device=options.device, allow_pickle=options.allow_pickle)
     if options.image is not None:
         return _show(run, options.image, options.caption, out)
@@ -58,7 +57,6 @@ def _measure(run: Run, options: argparse.Namespace, out: Path) -> int:
     from jrl.grounding.examples import scene_examples
     from jrl.grounding.pictures import phrase_strips, save_strips
     from jrl.grounding.report import to_json, to_markdown, to_table
-    from jrl.training.files import write_atomically
 
     # before the pictures are read
     system = grounder(run.system)

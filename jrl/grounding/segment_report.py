@@ -21,6 +21,7 @@ from jrl.evaluation.scene_segmentation import (
     scene_names,
     to_markdown,
 )
+from jrl.training.files import check_folder, write_atomically
 from jrl.training.run import Run
 
 
@@ -47,9 +48,8 @@ def main(arguments: Sequence[str]) -> int:
     from jrl.downstream.probe import random_twin
     from jrl.grounding.segment_pictures import save_segmentations
     from jrl.training.command import data_module_of
-    from jrl.training.files import write_atomically
 
-    out = Path(options.out) if options.out else Path(options.run) / "segment-report"
+    out = check_folder("out", options.out or Path(options.run) / "segment-report")
     run = Run.load(options.run, device=options.device, allow_pickle=options.allow_pickle)
     system: Any = run.system
     if not hasattr(system, "segment") or not hasattr(system, "group_maps"):

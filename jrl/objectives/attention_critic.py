@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +32,7 @@ class AttentionCritic(nn.Module):
 
     Raises:
         TypeError: a network is no module.
-        ValueError: another `length_norm`, a `scale` that is not positive, or `length_norm` beside `per_word`.
+        ValueError: another `length_norm`, a `scale` that is not positive and finite, or `length_norm` beside `per_word`.
     """
 
     def __init__(
@@ -50,8 +52,8 @@ class AttentionCritic(nn.Module):
             raise ValueError(f"length_norm: expected one of {', '.join(LENGTH_NORMS)}, got {length_norm!r}")
         if per_word and length_norm != "none":
             raise ValueError("length_norm: has no meaning with per_word, which sums over no words")
-        if scale is not None and not scale > 0:
-            raise ValueError(f"scale: expected a positive number or None, got {scale}")
+        if scale is not None and not 0 < scale < math.inf:
+            raise ValueError(f"scale: expected a positive finite number or None, got {scale}")
         networks = {
             "image_key": image_key,
             "image_value": image_value,
@@ -173,11 +175,19 @@ def project(layers: nn.Module, tokens: Tensor, mask: Tensor | None) -> Tensor:
 
     Returns:
         [B, L, D].
+
+    Raises:
+        ValueError: a batch norm in training gets a single real token, which has no variance.
     """
     if mask is None:
         rows: Tensor = layers(tokens.flatten(0, 1))
         return rows.unflatten(0, tokens.shape[:2])
-    rows = layers(tokens[mask])
+    real = tokens[mask]
+    if len(real) == 1 and any(
+        isinstance(part, nn.BatchNorm1d) and part.training for part in layers.modules()
+    ):
+        raise ValueError("tokens: a batch norm in training needs at least 2 real ones in a batch, got 1")
+    rows = layers(real)
     return rows.new_zeros(*mask.shape, rows.shape[-1]).masked_scatter(mask[..., None], rows)
 
 

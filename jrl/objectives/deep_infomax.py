@@ -71,9 +71,11 @@ def deep_infomax_loss(
         raise ValueError(f"global_: expected [{len(local)}, M, {local.shape[2]}], got {list(global_.shape)}")
     own, others = _EXPECTATIONS[measure]
     wide = torch.promote_types(local.dtype, torch.float32)
-    u = torch.einsum("nmd,kld->nkml", global_.to(wide), local.to(wide))
-    same = torch.eye(len(u), dtype=torch.bool, device=u.device)
-    return others(u[~same]).mean() - own(u[same]).mean()
+    same = torch.eye(len(local), dtype=torch.bool, device=local.device)
+    # autocast would take the product back to half precision
+    with torch.autocast(local.device.type, enabled=False):
+        u = torch.einsum("nmd,kld->nkml", global_.to(wide), local.to(wide))
+        return others(u[~same]).mean() - own(u[same]).mean()
 
 
 class MutualInformationNet(nn.Module):
@@ -114,9 +116,10 @@ class DeepInfoMax(nn.Module):
 
         L = local_weight L(l, m) + global_weight L(g, m) + prior_weight softplus(−D(σ(c)))
 
-    with m from the picture's vector c, l from each location, g from the whole map at once, and a discriminator D that
+    with m from the picture's vector, l from each location, g from the whole map at once, and a discriminator D that
     tells σ(c) from uniform noise by its own loss softplus(−D(noise)) + softplus(D(σ(c))) (non-saturating). Hjelm et al.
-    2019, whose encoder has a fully connected layer on top; here c is the encoder's pooled vector.
+    2019, whose encoder has a fully connected layer on top; here the vector is the encoder's pooled one, and c a linear map
+    of it, since what comes out of a ReLU reaches no number below 1/2.
 
     Args:
         local_width: W of the locations.
@@ -151,7 +154,7 @@ class DeepInfoMax(nn.Module):
             if size < 1:
                 raise ValueError(f"{name}: expected at least 1, got {size}")
         weights = {"local": local_weight, "global": global_weight, "prior": prior_weight}
-        if min(weights.values()) < 0 or not any(weights.values()):
+        if not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):
             raise ValueError(f"weights: expected 0 or more and one above 0, got {weights}")
         if global_weight and (regions is None or regions < 1):
             raise ValueError(f"regions: the global term needs how many locations there are, got {regions}")
@@ -164,11 +167,14 @@ class DeepInfoMax(nn.Module):
             "regions": regions,
             "backend": backend,
         }
+        self.local_width, self.global_width = local_width, global_width
         self.measure, self.weights, self.regions, self.backend = measure, weights, regions, backend
         self.local_net = MutualInformationNet(local_width, units) if local_weight else None
         self.map_net = MutualInformationNet((regions or 1) * local_width, units) if global_weight else None
         self.global_net = MutualInformationNet(global_width, units) if local_weight or global_weight else None
+        self.code = nn.Linear(global_width, global_width) if prior_weight else None
         self.discriminator = _discriminator(global_width) if prior_weight else None
+        self.register_load_state_dict_pre_hook(_plain_code)
 
     def forward(self, tokens: Tensor, global_: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The losses of a batch of pictures.
@@ -184,6 +190,12 @@ class DeepInfoMax(nn.Module):
         Raises:
             ValueError: fewer than two pictures, or shapes that do not fit.
         """
+        if tokens.ndim != 3 or tokens.shape[2] != self.local_width:
+            raise ValueError(f"tokens: expected [N, R, {self.local_width}], got {list(tokens.shape)}")
+        if global_.shape != (len(tokens), self.global_width):
+            raise ValueError(
+                f"global_: expected [{len(tokens)}, {self.global_width}], got {list(global_.shape)}"
+            )
         losses: dict[str, Tensor] = {}
         plots: dict[str, Tensor] = {}
         if self.global_net is not None:
@@ -196,8 +208,8 @@ class DeepInfoMax(nn.Module):
                 losses["global"] = self._loss(self.map_net(tokens.flatten(1))[:, None], whole)
             plots = {name: loss.detach() for name, loss in losses.items()}
             losses = {name: self.weights[name] * loss for name, loss in losses.items()}
-        if self.discriminator is not None:
-            code = global_.sigmoid()
+        if self.code is not None and self.discriminator is not None:
+            code = self.code(global_).sigmoid()
             real = self.discriminator(torch.rand_like(code))
             losses["prior"] = self.weights["prior"] * F.softplus(-self.discriminator(code)).mean()
             fake = self.discriminator(code.detach())
@@ -211,6 +223,14 @@ class DeepInfoMax(nn.Module):
 
     def _loss(self, local: Tensor, whole: Tensor) -> Tensor:
         return deep_infomax_loss(local, whole, self.measure, backend=self.backend)
+
+
+def _plain_code(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Weights from before there was a map to the code: the vector itself was the code."""
+    code = module.code
+    if isinstance(code, nn.Linear) and f"{prefix}discriminator.0.weight" in state:
+        state.setdefault(f"{prefix}code.weight", torch.eye(code.in_features, dtype=code.weight.dtype))
+        state.setdefault(f"{prefix}code.bias", torch.zeros_like(code.bias))
 
 
 def _discriminator(width: int) -> nn.Module:

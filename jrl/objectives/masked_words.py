@@ -21,31 +21,22 @@ class _Encoder(Protocol):
 
 
 def corrupt(
-    input_ids: Tensor,
-    candidates: Tensor,
-    *,
-    probability: float,
-    mask_token_id: int,
-    vocab_size: int,
-    special_token_ids: Sequence[int] = (),
+    input_ids: Tensor, candidates: Tensor, words: Tensor, *, probability: float, mask_token_id: int
 ) -> tuple[Tensor, Tensor]:
     """Choose tokens to guess and hide most of them: of those chosen 80 % become [MASK], 10 % a random word, 10 % stay.
 
     Args:
         input_ids: [B, L] int64.
         candidates: [B, L] bool, which may be chosen.
+        words: [W] int64, ids that random words are drawn from.
         probability: of being chosen, each on its own.
         mask_token_id: of [MASK].
-        vocab_size: random words are drawn from [0, vocab_size) without the special tokens.
-        special_token_ids: ids that are no words.
 
     Returns:
         The corrupted ids [B, L], and [B, L] bool, which were chosen. Draws come from torch's generator.
     """
     chosen = (torch.rand(input_ids.shape, device=input_ids.device) < probability) & candidates
     fate = torch.rand(input_ids.shape, device=input_ids.device)
-    special = set(special_token_ids)
-    words = torch.tensor([i for i in range(vocab_size) if i not in special], device=input_ids.device)
     drawn = words[torch.randint(len(words), input_ids.shape, device=input_ids.device)]
     hidden = torch.where(fate < 0.8, mask_token_id, torch.where(fate < 0.9, drawn, input_ids))
     return torch.where(chosen, hidden, input_ids), chosen
@@ -68,6 +59,9 @@ class MaskedWords(nn.Module):
     Raises:
         ValueError: a value out of range.
     """
+
+    special: Tensor
+    words: Tensor
 
     def __init__(
         self,
@@ -94,6 +88,10 @@ class MaskedWords(nn.Module):
         self.mask_token_id, self.special_token_ids = mask_token_id, tuple(special_token_ids)
         self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
         self.bias = nn.Parameter(torch.zeros(vocab_size))
+        ids, special = torch.arange(vocab_size), torch.tensor([mask_token_id, *special_token_ids])
+        # they follow from the arguments, so they are not saved
+        self.register_buffer("special", special, persistent=False)
+        self.register_buffer("words", ids[torch.isin(ids, special, invert=True)], persistent=False)
 
     def forward(
         self, encoder: _Encoder, input_ids: Tensor, attention_mask: Tensor | None = None
@@ -117,17 +115,11 @@ class MaskedWords(nn.Module):
             raise ValueError(
                 f"encoder: expected a word embedding [{self.vocab_size}, {self.width}], got {list(embedding.shape)}"
             )
-        special = (self.mask_token_id, *self.special_token_ids)
-        candidates = torch.isin(input_ids, torch.tensor(special, device=input_ids.device), invert=True)
+        candidates = torch.isin(input_ids, self.special, invert=True)
         if attention_mask is not None:
             candidates &= attention_mask.bool()
         corrupted, chosen = corrupt(
-            input_ids,
-            candidates,
-            probability=self.probability,
-            mask_token_id=self.mask_token_id,
-            vocab_size=self.vocab_size,
-            special_token_ids=special,
+            input_ids, candidates, self.words, probability=self.probability, mask_token_id=self.mask_token_id
         )
         tokens = encoder(corrupted, attention_mask).tokens[chosen]
         logits = F.linear(self.transform(tokens), embedding, self.bias).float()

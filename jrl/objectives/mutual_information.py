@@ -34,7 +34,8 @@ class MutualInformationEstimator(nn.Module):
     et al. 2018 (dv). For scores of every word, [N, N, T], nce in the direction "text_to_image" is info-ground's loss: each
     word picks its picture, the mean is taken over a caption's words, then over captions.
 
-    nce cannot pass log N: near it the bound says only that the batch is too small to tell, and a warning says so once.
+    nce cannot pass log N: near it the bound says only that the batch is too small to tell, and a warning says so once. Where
+    pairs are left out, N is the number of candidates that are kept, and log N is the mean over rows, columns or captions.
     jsd and dv are no such bounds on a finite batch: jsd is one of a divergence, and dv overfits.
 
     Args:
@@ -62,6 +63,7 @@ class MutualInformationEstimator(nn.Module):
         scores: Tensor,
         *,
         word_mask: Tensor | None = None,
+        valid: Tensor | None = None,
         exclude: Tensor | None = None,
         across_ranks: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -69,16 +71,18 @@ class MutualInformationEstimator(nn.Module):
 
         Args:
             scores: [N, N] float, or [N, N, T] of every word; row n and column n belong together.
-            word_mask: [N, T] bool, true where a word is real; for scores of every word.
+            word_mask: [N, T] bool, true where a word is real; for scores of every word. A caption without words counts
+                nothing.
+            valid: [N] bool, for [N, N]: pairs that count, as those whose caption has words; the others are left out.
             exclude: [N] int64 ids; pairs n ≠ m with equal ids (the same caption twice) are no negatives (nce only).
             across_ranks: `scores` are those of `AttentionCritic` across ranks, [b, N] of this rank's pictures with the
-                captions of all, or [N, b, T] of the pictures of all with this rank's captions; `word_mask` [b, T] and
-                `exclude` [b] are this rank's. The bound is over the pairs of all ranks, with gradients made to be
+                captions of all, or [N, b, T] of the pictures of all with this rank's captions; `word_mask` [b, T], `valid`
+                and `exclude` [b] are this rank's. The bound is over the pairs of all ranks, with gradients made to be
                 averaged over the ranks, which must all call it.
 
         Returns:
             −I, 0-d with its gradient, and detached 0-d "bound" I and, for nce, "ceiling" log N and "saturation"
-            I / log N.
+            I / log N. 0 where fewer than two pairs are valid or no caption has words.
 
         Raises:
             TypeError: `scores` is not floating point.
@@ -96,27 +100,41 @@ class MutualInformationEstimator(nn.Module):
                 "scores: scores of every word [N, N, T] need bound 'nce' and direction 'text_to_image', "
                 f"got {self.bound!r} and {self.direction!r}"
             )
+        if valid is not None:
+            if scores.ndim == 3 or valid.dtype != torch.bool or valid.shape != scores.shape[:1]:
+                raise ValueError(
+                    f"valid: expected bool [{len(scores)}] for scores [N, N], got {valid.dtype} {list(valid.shape)}"
+                )
+            everywhere = distributed.gather(valid) if across_ranks else valid
+            scores = scores[valid][:, everywhere]
+            exclude = None if exclude is None else exclude[valid]
+            if scores.shape[1] < min(2, len(everywhere)):
+                return self._nothing(scores.sum())
         if self.bound != "nce":
             return self._divergence(scores, exclude, across_ranks)
         options: dict[str, Any] = {"direction": DIRECTIONS[self.direction], "backend": self.backend}
-        pairs = scores.shape[0] if scores.ndim == 3 else scores.shape[1]
         if scores.ndim == 3:
-            loss = _word_loss(scores, word_mask, exclude, options, across_ranks)
+            loss, ceiling = _word_loss(scores, word_mask, exclude, options, across_ranks)
         else:
-            ids = None if exclude is None else (exclude, exclude)
             softmax = distributed.info_nce_from_scores if across_ranks else info_nce_from_scores
-            loss = softmax(scores, exclude=ids, **options)
-        ceiling = math.log(pairs)
+            loss = softmax(scores, exclude=None if exclude is None else (exclude, exclude), **options)
+            ceiling = loss.new_tensor(math.log(scores.shape[1]))
+            if exclude is not None:
+                ceiling = _mean(_log_kept(exclude, across_ranks).to(loss), across_ranks)
         bound = ceiling - loss
         self._warn_of_saturation(bound.detach(), ceiling)
-        stats = {"bound": bound.detach(), "ceiling": bound.new_tensor(ceiling)}
-        if ceiling:
-            stats["saturation"] = stats["bound"] / ceiling
-        return -bound, stats
+        saturation = bound.detach() / ceiling.clamp(min=torch.finfo(ceiling.dtype).tiny)
+        return -bound, {"bound": bound.detach(), "ceiling": ceiling, "saturation": saturation}
 
     def to_config(self) -> dict[str, Any]:
         """Arguments that build this estimator again, in JSON types."""
         return {"bound": self.bound, "direction": self.direction, "backend": self.backend}
+
+    def _nothing(self, nothing: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a batch without negatives says, with a graph to the scores."""
+        nothing = 0.0 * nothing
+        names = ("bound", "ceiling", "saturation") if self.bound == "nce" else ("bound",)
+        return nothing, dict.fromkeys(names, nothing.detach())
 
     def _divergence(
         self, scores: Tensor, exclude: Tensor | None, across_ranks: bool
@@ -143,18 +161,29 @@ class MutualInformationEstimator(nn.Module):
             bound = paired - largest - mean((others - largest).exp()).log() + math.log(count - 1)
         return -bound, {"bound": bound.detach()}
 
-    def _warn_of_saturation(self, bound: Tensor, ceiling: float) -> None:
+    def _warn_of_saturation(self, bound: Tensor, ceiling: Tensor) -> None:
         # looking at a value would stall an accelerator
-        if self._warned or not ceiling or bound.device.type != "cpu":
+        if self._warned or bound.device.type != "cpu" or not ceiling:
             return
-        if float(bound) > SATURATED * ceiling:
+        if bound > SATURATED * ceiling:
             self._warned = True
-            pairs = round(math.exp(ceiling))
             warnings.warn(
-                f"the bound is {float(bound):.2f} nats of at most log {pairs} = {ceiling:.2f}: "
+                f"the bound is {bound:.2f} nats of at most log {ceiling.exp():.0f} = {ceiling:.2f}: "
                 "a larger batch is needed to see more",
                 stacklevel=3,
             )
+
+
+def _mean(values: Tensor, across_ranks: bool) -> Tensor:
+    """The mean over the rows of all ranks; 0 without rows."""
+    return distributed.mean(values) if across_ranks else values.sum() / max(1, len(values))
+
+
+def _log_kept(exclude: Tensor, across_ranks: bool) -> Tensor:
+    """log of how many candidates are left to each own pair: itself, and those with other ids."""
+    everywhere = distributed.gather(exclude) if across_ranks else exclude
+    others = (exclude[:, None] != everywhere).sum(dim=1)
+    return (others + 1).double().log()
 
 
 def _word_loss(
@@ -163,9 +192,9 @@ def _word_loss(
     exclude: Tensor | None,
     options: dict[str, Any],
     across_ranks: bool,
-) -> Tensor:
-    """− mean over captions of the mean over words of log softmax over the pictures, at the caption's own picture."""
-    _, captions, words = scores.shape
+) -> tuple[Tensor, Tensor]:
+    """− mean over captions of the mean over words of log softmax over the pictures, at the caption's own picture; its ceiling."""
+    pictures, captions, words = scores.shape
     if word_mask is None:
         word_mask = torch.ones(captions, words, dtype=torch.bool, device=scores.device)
     if word_mask.dtype != torch.bool or word_mask.shape != (captions, words):
@@ -187,4 +216,8 @@ def _word_loss(
     ).unflatten(0, (captions, words))
     total = losses.masked_fill(~word_mask, 0.0).sum(dim=1)
     each = total / (word_mask.sum(dim=1).to(total.dtype) + _WORDS_EPS)
-    return distributed.mean(each) if across_ranks else each.mean()
+    spoken = word_mask.any(dim=1)
+    ceilings = torch.full_like(each, math.log(pictures))
+    if exclude is not None:
+        ceilings = _log_kept(exclude, across_ranks).to(each)
+    return _mean(each[spoken], across_ranks), _mean(ceilings[spoken], across_ranks)

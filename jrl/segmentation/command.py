@@ -25,6 +25,7 @@ from jrl.segmentation.evaluate import PROTOCOLS
 from jrl.segmentation.segment import Options, Segmented
 from jrl.systems import GroupViT
 from jrl.systems.group_vit_segmentation import MODES
+from jrl.training.files import check_folder, write_atomically
 from jrl.training.run import Run, image_files
 
 _THRESHOLD = 0.95
@@ -33,8 +34,8 @@ _BACKGROUND_HELP = """background:
   "background" among the classes means the pixels that are none of the others. By default (--background threshold) it has no
   text: a pixel is background where its best class scores below --threshold. A score lies in [0, 1] and is lower the more
   classes there are and the less sure the run is, so look for the value that suits yours; the group that the run is surest of
-  is never background. With --background text it is a class like the others, by its text; so it is in --mode patent, whose
-  scores are cosines. Without "background" or one of these options every pixel gets one of the classes.
+  is never background, though it may have no pixel. With --background text it is a class like the others, by its text; so it
+  is in --mode patent, whose scores are cosines. Without "background" or one of these options every pixel gets one of the classes.
 """
 
 
@@ -55,9 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(list(arguments))
     _check(options)
     files = [] if options.dataset else _pictures(options.image)
-    out = Path(options.out) if options.out else Path(options.run) / "segment"
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"out: {out} is a file, expected a folder")
+    out = check_folder("out", options.out or Path(options.run) / "segment")
     run = Run.load(options.run, device=options.device, allow_pickle=options.allow_pickle)
     system = run.system
     if not isinstance(system, GroupViT):
@@ -75,7 +74,6 @@ def _show(run: Run, system: GroupViT, options: argparse.Namespace, files: list[P
     from jrl.segmentation.pictures import save_mask, save_overlay, save_stages
     from jrl.segmentation.report import picture_json, picture_table
     from jrl.segmentation.segment import segment
-    from jrl.training.files import write_atomically
 
     names, wanted = split_background(parse_names(options.classes))
     wanted = wanted or options.threshold is not None or options.background is not None
@@ -115,7 +113,6 @@ def _measure(run: Run, system: GroupViT, options: argparse.Namespace, out: Path)
     from jrl.segmentation.evaluate import evaluate
     from jrl.segmentation.pictures import save_overlay
     from jrl.segmentation.report import score_json, score_line, score_markdown, score_table
-    from jrl.training.files import write_atomically
 
     split = {} if options.split is None else {"split": options.split}
     data = SEGMENTATION_FORMATS[options.dataset](options.root, **split)

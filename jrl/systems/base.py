@@ -102,6 +102,19 @@ class System(nn.Module, PyTorchModelHubMixin, library_name="jrl", license="apach
         return [Turn(batch, (place,)) for place in range(len(self.optimization()))]
 
     @property
+    def image_trunk(self) -> nn.Module:
+        """Pictures to an `EncoderOutput`, without what joins them to texts: what heads of other tasks look through.
+
+        The system itself, by its `encode_image`, where that has no such part.
+        """
+        return self
+
+    @property
+    def idle(self) -> str | None:
+        """Weights that are trained but get no gradient in any step, in words; None when there are none. DDP waits for such."""
+        return None
+
+    @property
     def steps_per_batch(self) -> int:
         """Steps of all optimisers that one batch makes."""
         return len(self.optimization())
@@ -238,14 +251,15 @@ def _load_state(system: nn.Module, state: dict[str, Tensor], folder: Path, stric
     ]
     if wrong:
         raise ValueError(f"{folder}: the weights do not fit the config: {_some(wrong)}")
-    missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    # parts may fill in what weights of their older kind lack
+    found = system.load_state_dict(state, strict=False)
     # tied weights are stored once: a missing name is fine when its tensor is stored under another
     stored = {own[name].data_ptr() for name in own if name in state}
-    missing = [name for name in missing if own[name].data_ptr() not in stored]
-    if strict and (missing or unexpected):
-        problems = [f"{name} is missing" for name in missing] + [f"{name} is unknown" for name in unexpected]
+    missing = sorted(name for name in found.missing_keys if own[name].data_ptr() not in stored)
+    if strict and (missing or found.unexpected_keys):
+        problems = [f"{name} is missing" for name in missing]
+        problems += [f"{name} is unknown" for name in sorted(found.unexpected_keys)]
         raise ValueError(f"{folder}: the weights do not fit the config: {_some(problems)}")
-    system.load_state_dict(state, strict=False)
 
 
 def _some(problems: list[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from jrl.encoders import EncoderOutput, ImageEncoder, ProjectionHead, TextEncoder
 from jrl.objectives import ContrastiveObjective, duplicate_text_ids
@@ -69,6 +69,11 @@ class CLIP(ZeroShotSystem):
         options: dict[str, Any] = {"kind": projection, "hidden_features": projection_hidden}
         self.image_projection = ProjectionHead(image_encoder.width, projection_dim, **options)
         self.text_projection = ProjectionHead(text_encoder.width, projection_dim, **options)
+
+    @property
+    def image_trunk(self) -> nn.Module:
+        """The image encoder, without its projection."""
+        return self.image_encoder
 
     def encode_image(self, pixel_values: Tensor) -> EncoderOutput:
         """Pictures [B, 3, H, W] to unit vectors [B, D], with the trunk's tokens [B, L, W]."""

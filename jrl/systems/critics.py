@@ -17,7 +17,7 @@ class CriticOptions:
     """How every critic is made.
 
     Args:
-        dim: D of keys, queries and values.
+        dim: D of keys, queries and values; with "identity" it is the layers' width, whatever is said here.
         projection: the networks that make them: "mlp_bn" (Linear-BatchNorm-ReLU-Linear), "mlp", "linear" or "identity".
         hidden: width inside an MLP; the layer's own when None.
         scale: factor of the attention's logits; 1/√D when None.
@@ -71,6 +71,12 @@ def build_critic(options: CriticOptions, image_width: int, text_width: int) -> A
         raise ValueError(
             f"critic: projection: expected one of {', '.join(PROJECTIONS)}, got {options.projection!r}"
         )
+    if options.dim < 1:
+        raise ValueError(f"critic: dim: expected at least 1, got {options.dim}")
+    if options.hidden is not None and not options.projection.startswith("mlp"):
+        raise ValueError(f"critic: hidden: has a meaning only for 'mlp' and 'mlp_bn', got {options.hidden}")
+    if options.hidden is not None and options.hidden < 1:
+        raise ValueError(f"critic: hidden: expected at least 1, got {options.hidden}")
     if options.projection == "identity" and image_width != text_width:
         raise ValueError(
             f"critic: the projection 'identity' needs layers of one width, got {image_width} and {text_width}"

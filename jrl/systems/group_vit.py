@@ -107,6 +107,11 @@ class GroupViT(ZeroShotSystem):
         self.image_projection = _projection(image_encoder.width, projection_hidden, projection_dim)
         self.text_projection = _projection(text_encoder.width, projection_hidden, projection_dim)
 
+    @property
+    def image_trunk(self) -> nn.Module:
+        """The image encoder, without its projection."""
+        return self.image_encoder
+
     def encode_image(self, pixel_values: Tensor) -> EncoderOutput:
         """Pictures [B, 3, H, W] to unit vectors [B, D], with the segment tokens [B, G, W]."""
         output = self.image_encoder(pixel_values)

@@ -22,6 +22,7 @@ from jrl.encoders import (
     encode_words,
     layer_width,
 )
+from jrl.encoders.layers import LAST, layer_widths
 from jrl.encoders.pooling import mean_pool
 from jrl.objectives import (
     AttentionCritic,
@@ -34,10 +35,8 @@ from jrl.objectives.attention_critic import project
 from jrl.objectives.contrastive import several_ranks
 from jrl.systems.base import OptimizerSpec, System, _load_state, _read_weights
 from jrl.systems.critics import CriticOptions, LayerPair, build_critic
+from jrl.systems.mutual_information_checks import SIDES, check_kinds, check_options
 
-SIDES = ("image", "text")
-EMBEDDINGS = ("values", "encoder")
-DUPLICATES = ("negative", "exclude")
 _DISCRIMINATOR = "image_discriminator"
 
 
@@ -62,7 +61,7 @@ class MutualInformation(System):
         estimator: the bound; nce in both directions when None (for critics per word: from text to image).
         layers: pairs of layers; the last ones when None. The first pair's critic serves `word_regions`,
             the last pair's `encode_*` and `critic_scores`.
-        joint_weight: 0 leaves the critics untrained, as before joint training.
+        joint_weight: 0 leaves the critics untrained, and a side without an objective, as before joint training.
         image_objective: Deep InfoMax on the pictures alone.
         image_weight: of its losses.
         text_objective: masked words on the captions alone.
@@ -103,30 +102,55 @@ class MutualInformation(System):
         if estimator is None:
             estimator = MutualInformationEstimator(direction="text_to_image" if options.per_word else "both")
         layers = [LayerPair()] if layers is None else list(layers)
-        for name, part, kind in (
-            ("image_encoder", image_encoder, ImageEncoder),
-            ("text_encoder", text_encoder, TextEncoder),
-            ("critic", options, CriticOptions),
-            ("estimator", estimator, MutualInformationEstimator),
-            ("image_objective", image_objective, (DeepInfoMax, type(None))),
-            ("text_objective", text_objective, (MaskedWords, type(None))),
-        ):
-            if not isinstance(part, kind):
-                expected = kind[0] if isinstance(kind, tuple) else kind
-                raise TypeError(f"{name}: expected {expected.__name__}, got {type(part).__name__}")
+        check_kinds(
+            {
+                "image_encoder": image_encoder,
+                "text_encoder": text_encoder,
+                "critic": options,
+                "estimator": estimator,
+                "image_objective": image_objective,
+                "text_objective": text_objective,
+            }
+        )
         self.image_encoder, self.text_encoder, self.estimator = image_encoder, text_encoder, estimator
         self.image_objective, self.text_objective = image_objective, text_objective
         self.options, self.layers = options, layers
         self.joint_weight, self.image_weight, self.text_weight = joint_weight, image_weight, text_weight
         self.freeze, self.embedding = tuple(freeze), embedding
         self.special_token_ids, self.duplicate_captions = tuple(special_token_ids), duplicate_captions
-        self._check()
+        check_options(self)
         self.critics = nn.ModuleDict({pair.name: self._critic(pair) for pair in layers})
         for side, folder in (("image", image_weights), ("text", text_weights)):
             if folder is not None:
                 _start_from(getattr(self, f"{side}_encoder"), Path(folder), f"{side}_encoder")
-        for side in self.freeze:
+        # what no loss reads would wait for gradients that never come, which ends data parallelism
+        unread = [side for side in SIDES if not self.joint_weight and self.objectives[side] is None]
+        for side in (*self.freeze, *unread):
             getattr(self, f"{side}_encoder").requires_grad_(False)
+        self.critics.requires_grad_(bool(self.joint_weight))
+        self.train(self.training)
+
+    @property
+    def image_trunk(self) -> nn.Module:
+        """The image encoder, without a critic."""
+        return self.image_encoder
+
+    @property
+    def objectives(self) -> dict[str, nn.Module | None]:
+        """Of each side alone."""
+        return {"image": self.image_objective, "text": self.text_objective}
+
+    @property
+    def idle(self) -> str | None:
+        """Weights that are trained but get no gradient in any step: those above the last layer that is read."""
+        for side, objective in self.objectives.items():
+            read = [getattr(pair, side) for pair in self.layers]
+            last = max(read) if LAST not in read else LAST
+            encoder = getattr(self, f"{side}_encoder")
+            trained = self.joint_weight and side not in self.freeze and objective is None
+            if trained and last != LAST and last < len(layer_widths(encoder.model)) - 1:
+                return f"the {side} encoder's layers after {last}, which no pair of `layers` reads"
+        return None
 
     def train(self, mode: bool = True) -> MutualInformation:
         """Training or evaluation mode; frozen encoders stay in evaluation mode."""
@@ -259,7 +283,6 @@ class MutualInformation(System):
 
     def to_config(self) -> dict[str, Any]:
         """Arguments of `from_config`, in JSON types."""
-        objectives = {"image_objective": self.image_objective, "text_objective": self.text_objective}
         return {
             "image_encoder": self.image_encoder.to_config(),
             "text_encoder": self.text_encoder.to_config(),
@@ -267,7 +290,8 @@ class MutualInformation(System):
             "estimator": self.estimator.to_config(),
             "layers": [asdict(pair) for pair in self.layers],
             "joint_weight": self.joint_weight,
-            **{name: None if part is None else part.to_config() for name, part in objectives.items()},
+            "image_objective": None if self.image_objective is None else self.image_objective.to_config(),
+            "text_objective": None if self.text_objective is None else self.text_objective.to_config(),
             "image_weight": self.image_weight,
             "text_weight": self.text_weight,
             "freeze": list(self.freeze),
@@ -278,10 +302,14 @@ class MutualInformation(System):
 
     @classmethod
     def _assemble(cls, config: dict[str, Any]) -> MutualInformation:
+        critic = CriticOptions(**config.pop("critic"))
+        if not critic.projection.startswith("mlp"):
+            # once accepted and ignored
+            critic.hidden = None
         parts: dict[str, Any] = {
             "image_encoder": ImageEncoder(**config.pop("image_encoder")),
             "text_encoder": TextEncoder(**config.pop("text_encoder")),
-            "critic": CriticOptions(**config.pop("critic")),
+            "critic": critic,
             "estimator": MutualInformationEstimator(**config.pop("estimator")),
             "layers": [LayerPair(**pair) for pair in config.pop("layers")],
         }
@@ -321,10 +349,8 @@ class MutualInformation(System):
             words = real & ((real.long().cumsum(dim=1) - 1) % pair.text_stride == 0)
             locations = grid.pooled(pair.image_pool).tokens
             scores = self.critics[pair.name](locations, tokens, word_mask=words, across_ranks=across_ranks)
-            word_mask = words if self.options.per_word else None
-            loss, stats = self.estimator(
-                scores, word_mask=word_mask, exclude=exclude, across_ranks=across_ranks
-            )
+            masks = {"word_mask": words} if self.options.per_word else {"valid": words.any(dim=1)}
+            loss, stats = self.estimator(scores, exclude=exclude, across_ranks=across_ranks, **masks)
             losses.append(pair.weight * loss)
             plots[f"bound_{pair.name}"] = stats["bound"]
             for name in ("bound", "ceiling"):
@@ -345,39 +371,6 @@ class MutualInformation(System):
         image = layer_width(self.image_encoder.model, pair.image, "layers: image")
         text = layer_width(self.text_encoder.model, pair.text, "layers: text")
         return build_critic(self.options, image, text)
-
-    def _check(self) -> None:
-        for name, value, allowed in (
-            ("embedding", self.embedding, EMBEDDINGS),
-            ("duplicate_captions", self.duplicate_captions, DUPLICATES),
-            *(("freeze", side, SIDES) for side in self.freeze),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
-        estimator, names = self.estimator, [pair.name for pair in self.layers]
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"layers: expected one pair or more, each once, got {names}")
-        if any(pair.weight <= 0 or min(pair.image_pool, pair.text_stride) < 1 for pair in self.layers):
-            raise ValueError(
-                "layers: expected positive weights, and image_pool and text_stride of at least 1, "
-                f"got {self.layers}"
-            )
-        if min(self.joint_weight, self.image_weight, self.text_weight) < 0:
-            raise ValueError("joint_weight, image_weight, text_weight: expected 0 or more")
-        if self.options.per_word and (estimator.bound, estimator.direction) != ("nce", "text_to_image"):
-            raise ValueError(
-                "estimator: critics per word need bound 'nce' and direction 'text_to_image', "
-                f"got {estimator.bound!r} and {estimator.direction!r}"
-            )
-        if self.duplicate_captions == "exclude" and estimator.bound != "nce":
-            raise ValueError(f"duplicate_captions: the bound {estimator.bound!r} cannot leave pairs out")
-        for side, objective in (("image", self.image_objective), ("text", self.text_objective)):
-            if side in self.freeze and objective is not None:
-                raise ValueError(f"freeze: a frozen {side} encoder cannot learn by {side}_objective")
-        if not self.joint_weight and self.image_objective is None and self.text_objective is None:
-            raise ValueError(
-                "joint_weight: is 0 and there is no other objective, so there is nothing to train"
-            )
 
 
 def _start_from(encoder: nn.Module, folder: Path, name: str) -> None:

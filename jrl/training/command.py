@@ -6,8 +6,9 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,10 +21,11 @@ from jrl.data.tokenizer import load_tokenizer
 from jrl.evaluation import to_markdown
 from jrl.training.checkpoint import BEST, LAST, AtomicCheckpointIO, checkpoint_callbacks
 from jrl.training.data import CaptionDataModule
-from jrl.training.files import write_atomically
+from jrl.training.files import check_folder, write_atomically
 from jrl.training.module import SystemModule
 from jrl.training.run import Run
 
+_FIRST_WEIGHTS = ("image_weights", "text_weights")
 _NOISE = (
     "LightningCLI's args parameter",  # the arguments come from `main`, which takes its own off first
     ".*isinstance.treespec, LeafSpec.* is deprecated",
@@ -34,6 +36,8 @@ _NOISE = (
 
 class TrainingCLI(LightningCLI):
     """LightningCLI whose checkpoints, logs and exported system live under `--run`."""
+
+    _first_weights: Mapping[str, Any] = MappingProxyType({})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What a run adds to Lightning's arguments."""
@@ -65,11 +69,15 @@ class TrainingCLI(LightningCLI):
                 if not last.is_file():
                     raise FileNotFoundError(f"resume: {run} has no checkpoint to go on from ({last})")
                 config["ckpt_path"] = str(last)
-            elif last.exists() and config["ckpt_path"] is None:
-                if not config["overwrite"]:
+            elif config["ckpt_path"] is None:
+                check_folder("run", run)
+                holds = [path for path in (last, folder / BEST, run / "model") if path.exists()]
+                if holds and not config["overwrite"]:
+                    resume = "--resume true, " if last.exists() else ""
                     raise ValueError(
-                        f"run: {run} holds a run; pass --resume true, --overwrite true or another folder"
+                        f"run: {run} holds a run; pass {resume}--overwrite true or another folder"
                     )
+                # curves without a checkpoint are of a training that was refused or stopped before its first
                 for old in (last, folder / BEST, *run.glob("events.out.tfevents.*")):
                     old.unlink(missing_ok=True)
                 shutil.rmtree(run / "model", ignore_errors=True)
@@ -79,6 +87,8 @@ class TrainingCLI(LightningCLI):
             if not chosen.is_file():
                 raise FileNotFoundError(f"run: {run} has no checkpoint ({last})")
             config["ckpt_path"] = str(chosen)
+        if config["ckpt_path"] is not None:
+            self._first_weights = _take_first_weights(config["model"])
 
     def after_validate(self) -> None:
         """Show and keep the results."""
@@ -121,6 +131,8 @@ class TrainingCLI(LightningCLI):
         # the saved config describes the run, not this command: it must neither overwrite nor resume by itself
         for name, value in (("resume", False), ("overwrite", False), ("ckpt_path", None)):
             self.config[self.subcommand][name] = value
+        for name, folder in self._first_weights.items():
+            self.config[self.subcommand]["model"]["system"]["init_args"][name] = folder
         return super().instantiate_trainer(**kwargs)
 
 
@@ -194,6 +206,7 @@ def run_at_checkpoint(run: str | Path, checkpoint: str | Path, *, device: str | 
         opened.system.load_state_dict({name.removeprefix("system."): value for name, value in state.items()})
     except RuntimeError as error:
         reason = " ".join(str(error).split())
+        reason = reason if len(reason) < 200 else f"{reason[:200]} …"
         raise ValueError(f"checkpoint: {path} does not hold the weights of {folder}: {reason}") from error
     opened.system.to(device).eval()
     return opened
@@ -212,6 +225,23 @@ def _part_of_config(run: str | Path, name: str, kind: type) -> Any:
 
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if name == "model":
+            _take_first_weights(values[name])
         return parser.instantiate_classes(parser.parse_object({name: values[name]}))[name]
     except (ArgumentError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the config of a run: {error}") from error
+
+
+def _take_first_weights(model: Any) -> dict[str, Any]:
+    """Take from the arguments of a `SystemModule` the folders that its system started from, which may be gone since.
+
+    For a system whose weights come from a checkpoint.
+
+    Returns:
+        What was taken, by its name.
+    """
+    arguments = model["system"].get("init_args") or {}
+    taken = {name: arguments.get(name) for name in _FIRST_WEIGHTS if arguments.get(name) is not None}
+    for name in taken:
+        arguments[name] = None
+    return taken

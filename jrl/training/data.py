@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import zlib
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from jrl.data.images import CLIP_MEAN, CLIP_STD, Augment, ImageTransform
 from jrl.data.nouns import PromptOptions
+from jrl.data.readers.parts import read_files
 from jrl.data.sample import Sample, SampleSet, SkipReport
 from jrl.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from jrl.training.captions import CaptionMix, Captions, with_captions
@@ -249,8 +250,20 @@ class CaptionDataModule(lightning.LightningDataModule):
         return zlib.crc32(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
 
     def _read(self) -> SampleSet:
+        reader = _reader(self.dataset)
+        known = inspect.signature(reader).parameters
+        unknown = [name for name in self.options if name not in known]
+        missing = [
+            name for name, one in known.items() if one.default is one.empty and name not in self.options
+        ]
+        if unknown or missing:
+            problem = f"does not know {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
+            raise ValueError(
+                f"options: the reader of {self.dataset!r} {problem}; its options are {', '.join(known)}, such as "
+                f"--data.options.{(missing or list(known))[0]} VALUE"
+            )
         try:
-            return _reader(self.dataset)(**self.options)
+            return read_files(reader, **self.options)
         except TypeError as error:
             raise ValueError(f"options: they do not fit the reader of {self.dataset!r}: {error}") from error
 
@@ -381,6 +394,9 @@ def _reader(dataset: str) -> Callable[..., SampleSet]:
         from jrl.data.scenes import read_scenes
 
         return read_scenes
-    from jrl.data.readers import read
+    from jrl.data.readers import FORMATS
 
-    return partial(read, dataset)
+    if dataset not in FORMATS:
+        known = ", ".join(sorted({"emoji", "scenes", *FORMATS}))
+        raise ValueError(f"dataset: expected one of {known}, got {dataset!r}")
+    return FORMATS[dataset]

@@ -6,6 +6,36 @@ import os
 from pathlib import Path
 
 
+def check_folder(name: str, path: str | Path) -> Path:
+    """A path that is a folder or nothing yet.
+
+    Args:
+        name: of the option.
+        path: its value.
+
+    Raises:
+        NotADirectoryError: it is a file.
+    """
+    if Path(path).exists() and not Path(path).is_dir():
+        raise NotADirectoryError(f"{name}: {path} is a file, expected a folder")
+    return Path(path)
+
+
+def check_file(name: str, path: str | Path) -> Path:
+    """A path that is a file or nothing yet.
+
+    Args:
+        name: of the option.
+        path: its value.
+
+    Raises:
+        IsADirectoryError: it is a folder.
+    """
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{name}: {path} is a folder, expected a file")
+    return Path(path)
+
+
 def write_atomically(path: str | Path, data: bytes) -> None:
     """Write a file aside, flush it to the disk and rename it into place.
 

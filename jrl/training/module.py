@@ -123,7 +123,9 @@ class SystemModule(lightning.LightningModule):
         return optimizers, schedulers
 
     def on_train_start(self) -> None:
-        """Keep frozen parts in evaluation mode, so that their statistics and dropout rest too."""
+        """Training mode for all but frozen parts, whose statistics and dropout rest too."""
+        # Lightning leaves the modes as it finds them, and what was loaded rests
+        self.system.train()
         for name in self._frozen:
             self.system.get_submodule(name).eval()
 
@@ -244,7 +246,8 @@ class SystemModule(lightning.LightningModule):
         for name in ("image_index", "caption_image"):
             kept[name].append(batch[name])
         compatibility = getattr(self.system, "compatibility", None)
-        if compatibility is not None:
+        # one pair has nothing to be told apart from
+        if compatibility is not None and len(batch["pixel_values"]) > 1:
             values = compatibility(_first_captions(batch))
             self._bounds.setdefault(part, []).append((len(batch["pixel_values"]), values))
 
@@ -288,6 +291,13 @@ class SystemModule(lightning.LightningModule):
             raise ValueError(
                 f"strategy: {type(self.system).__name__} has {len(self._specs)} optimisers, which train on one device or with "
                 f"'ddp', got {type(strategy).__name__}"
+            )
+        waits = isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters")
+        # several optimisers leave the averaging to this module, which waits for no gradient
+        if waits and len(self._specs) == 1 and self.system.idle:
+            raise ValueError(
+                f"strategy: 'ddp' would wait for gradients of {self.system.idle}; "
+                "use 'ddp_find_unused_parameters_true'"
             )
 
     def _set_memory_format(self, batch: dict[str, Any]) -> None:

@@ -53,16 +53,19 @@ class Run:
 
         Raises:
             FileNotFoundError: the folder or a file of it is missing.
-            ValueError: a file is unreadable or does not fit.
+            ValueError: a file is unreadable or does not fit, or there is no such device.
         """
+        device = _usable(device)
         folder = Path(folder)
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such run")
         model = folder / "model" if (folder / "model").is_dir() else folder
         if not (model / "config.json").is_file():
-            raise FileNotFoundError(
-                f"{folder}: holds no exported system; expected {folder / 'model' / 'config.json'}"
-            )
+            expected = f"{folder}: holds no exported system; expected {folder / 'model' / 'config.json'}"
+            if (folder / "checkpoints").is_dir():
+                again = f"jrl fit --config {folder / 'config.yaml'} --run {folder} --resume true"
+                expected = f"{folder}: its training has not come to its end, which exports the system; to go on: {again}"
+            raise FileNotFoundError(expected)
         path = model / PREPROCESSING
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -187,6 +190,18 @@ def image_files(folder: str | Path) -> list[Path]:
     if not files:
         raise ValueError(f"images: {folder} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
     return files
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device: expected cpu, cuda or cuda:1, got {device!r}") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device: PyTorch sees {torch.cuda.device_count()} GPUs, got {str(device)!r}; cpu is one that works"
+        )
+    return found
 
 
 def write_embeddings(path: str | Path, embeddings: Tensor, files: Sequence[str]) -> None:

@@ -18,10 +18,17 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from jrl.encoders import ImageEncoder, TextEncoder
 from jrl.encoders.group_vit import GroupViTImageEncoder
-from jrl.objectives import AttentionCritic, ContrastiveObjective, MutualInformationEstimator
+from jrl.objectives import (
+    AttentionCritic,
+    ContrastiveObjective,
+    DeepInfoMax,
+    MaskedWords,
+    MutualInformationEstimator,
+)
 from jrl.objectives.multi_label import MultiLabelObjective
 from jrl.objectives.segment_text import SegmentTextObjective
 from jrl.systems import CLIP, CriticOptions, GroupViT, LayerPair, MutualInformation, System
@@ -161,7 +168,16 @@ def mutual_information(rank: int) -> None:
         layers = [LayerPair(), LayerPair(image=0, text=0, weight=0.5)]
         return MutualInformation(ImageEncoder(VIT), TextEncoder(BERT), critics, layers=layers, **options)
 
+    # one caption of each step has no word
+    silent = [
+        1,
+        2,
+        *(token for step in range(2) for token in batch(step)["input_ids"][3].tolist() if token > 2),
+    ]
     for critic, options in (
+        ({}, {"special_token_ids": silent, "duplicate_captions": "exclude"}),
+        ({}, {"special_token_ids": silent, "estimator": MutualInformationEstimator("dv")}),
+        ({"per_word": True}, {"special_token_ids": silent}),
         ({"length_norm": "mean"}, {"duplicate_captions": "exclude"}),
         ({}, {"estimator": MutualInformationEstimator(direction="image_to_text")}),
         ({"per_word": True}, {"duplicate_captions": "exclude"}),
@@ -169,6 +185,28 @@ def mutual_information(rank: int) -> None:
         ({"length_norm": "mean"}, {"estimator": MutualInformationEstimator("dv")}),
     ):
         same_weights(system(critic, **options), rank)
+
+
+def unread_layers(rank: int) -> None:
+    """DDP waits for every weight that is trained: one without a gradient would end the second step."""
+    for options in (
+        {"joint_weight": 0.0, "image_objective": DeepInfoMax(16, 16, units=8)},
+        {"joint_weight": 0.0, "text_objective": MaskedWords(16, 30, 4, [0, 1, 2])},
+        {"freeze": ["image"], "layers": [LayerPair(image=0)]},
+        {"layers": [LayerPair(image=0, text=0)]},
+    ):
+        torch.manual_seed(0)
+        critics = CriticOptions(dim=8, projection="mlp", scale=None)
+        system = MutualInformation(ImageEncoder(VIT), TextEncoder(BERT), critics, **options).double().train()
+        assert (system.idle is not None) == (options == {"layers": [LayerPair(image=0, text=0)]})
+        wrapped = DistributedDataParallel(system, find_unused_parameters=system.idle is not None)
+        for step in range(3):
+            system.zero_grad()
+            losses, _ = wrapped({name: value[SHARES[rank]] for name, value in batch(step).items()})
+            torch.stack(list(losses.values())).sum().backward()
+        trained = [parameter for parameter in system.parameters() if parameter.requires_grad]
+        everywhere = system.idle is None
+        assert trained and (not everywhere or all(parameter.grad is not None for parameter in trained))
 
 
 def masked_locations(rank: int) -> None:
@@ -204,7 +242,7 @@ def group_vit(rank: int) -> None:
         same_weights(system.eval(), rank)
 
 
-CHECKS = (clips, fully_sharded, mutual_information, masked_locations, group_vit)
+CHECKS = (clips, fully_sharded, mutual_information, unread_layers, masked_locations, group_vit)
 
 
 def main(rank: int, size: int, store: str, out: str) -> None:

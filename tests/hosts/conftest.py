@@ -3,35 +3,16 @@
     make test                                                              # installs them and runs everything
     PYTHONPATH=build/hosts/site-packages .venv/bin/python -m pytest tests/hosts
 
-They lie apart because transformers and torchmetrics import torchvision where they find it, and PyPI's torchvision is built for a
-CUDA torch: beside a CPU torch its operators do not load, and importing it fails at the first of them. No test here needs an
-operator of it, so their schemas are registered in its place, before anything imports it.
+They lie apart because transformers and torchmetrics import torchvision where they find it, and PyPI's does not load beside every
+torch: `sitecustomize.py` there sees to that.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 from collections.abc import Iterator
 
 import pytest
 import torch
-
-OPERATORS: list[torch.library.Library] = []
-
-
-def _register_torchvision_operators() -> None:
-    if importlib.util.find_spec("torchvision") is None or torch.version.cuda is not None:
-        return
-    if "+cpu" in importlib.metadata.version("torchvision"):
-        return
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    OPERATORS.append(library)
-
-
-_register_torchvision_operators()
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.hosts import conftest  # noqa: F401  (torchvision's operators)
 from tests.hosts.compare import numbers
 
 ROWS, WIDTH = 4, 6  # of each rank

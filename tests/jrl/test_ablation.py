@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from jrl.cli import main
 from jrl.downstream.ablation import VARIANTS, ablate, to_markdown, variant_config
@@ -84,6 +88,8 @@ def test_variants_differ_in_what_they_say() -> None:
     arguments = {name: values["model"]["system"]["init_args"] for name, values in systems.items()}
     assert arguments["one_layer"] == {**CONFIG["model"]["system"]["init_args"], "layers": [{}]}
     assert arguments["deep_infomax"]["joint_weight"] == 0.0
+    # what is embedded and what heads see is the same in every row
+    assert not any("embedding" in values for values in arguments.values())
     assert len(arguments["several_with_both"]["layers"]) == 2
     for name, values in arguments.items():
         assert ("image_objective" in values) == (
@@ -97,6 +103,38 @@ def test_variants_differ_in_what_they_say() -> None:
         assert values["trainer"]["callbacks"] == []
         assert values["seed_everything"] == values["model"]["seed"] == 1
     assert CONFIG["trainer"]["callbacks"]
+
+
+def test_masked_words_hide_no_special_token_of_ones_own_tokenizer(tmp_path: Path) -> None:
+    def hidden(tokenizer: str | None) -> tuple[int, list[int]]:
+        config = {**CONFIG, "data": {**CONFIG["data"], "tokenizer": tokenizer}}
+        system = variant_config(config, VARIANTS["with_text"], None, 0)["model"]["system"]
+        options = system["init_args"]["text_objective"]["init_args"]
+        return options["mask_token_id"], options["special_token_ids"]
+
+    assert hidden(None) == (4, [0, 1, 2, 3])
+    words = ["[PAD]", "a", "red", "square", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    backend = Tokenizer(WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
+    roles = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    for name, more in (("bert", {"mask_token": "[MASK]"}), ("none", {})):
+        PreTrainedTokenizerFast(tokenizer_object=backend, **roles, **more).save_pretrained(tmp_path / name)
+    assert hidden(str(tmp_path / "bert")) == (7, [0, 4, 5, 6])
+    with pytest.raises(ValueError, match="need a mask token, and the tokenizer in"):
+        hidden(str(tmp_path / "none"))
+
+
+def test_encoders_of_two_widths(tmp_path: Path) -> None:
+    """Without joint training nothing compares the two sides, so the table says nothing of retrieval."""
+    config = deepcopy(CONFIG)
+    text = config["model"]["system"]["init_args"]["text_encoder"]["init_args"]["model"]
+    text["hidden_size"] = 24
+    found = ablate(
+        config, tmp_path, ["random", "deep_infomax"], ["classification", "retrieval"], scenes=8, head_epochs=1
+    )
+    assert set(found["random"]["scores"]) == {"classification", "retrieval"}
+    assert set(found["deep_infomax"]["scores"]) == {"classification"}
+    assert found["deep_infomax"]["grounding"] is None
+    assert (tmp_path / "ablation.md").read_text().splitlines()[-1].endswith("| – | – | – | – |")
 
 
 def test_trains_probes_and_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -140,6 +178,12 @@ def test_trains_probes_and_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert main([*arguments, "--variants", "several_with_both"]) == 0
     assert last.stat().st_mtime_ns == weights
     assert json.loads(result.read_text())["scores"] == scores
+    # nor are results from before heads looked through the encoder alone
+    older = json.loads(result.read_text())
+    del older["settings"]["heads"]
+    result.write_text(json.dumps(older))
+    with pytest.raises(ValueError, match="holds the result of other settings"):
+        main([*arguments, "--variants", "several_with_both"])
     # other settings would mix in one table what cannot be compared
     with pytest.raises(ValueError, match="holds the result of other settings"):
         main([*arguments, "--variants", "random", "--seed", "1"])
@@ -158,6 +202,10 @@ def test_table() -> None:
         "| random weights | 25.0 | – | – | – |",
         "| joint, one layer | **50.0** | 42.1 | 2.30 | 1.23 |",
     ]
+    # a task that has no meaning for a variant, and one that has none for any
+    results["deep_infomax"] = {**result(0.0, None, None), "scores": {}}
+    assert to_markdown(results, ["retrieval", "vqa"]).splitlines()[:-1] == table
+    assert to_markdown(results, ["vqa"]).splitlines()[-1] == "| Deep InfoMax alone | – | – | – | – |"
 
 
 def test_refusals(tmp_path: Path) -> None:

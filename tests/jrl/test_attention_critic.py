@@ -188,16 +188,39 @@ def test_extreme_scores_stay_finite(bound: str) -> None:
 def test_excluded_duplicates_are_no_negatives() -> None:
     scores = 2 * det((4, 4), 0.37)
     ids = torch.tensor([7, 8, 7, 9])
-    loss, _ = MutualInformationEstimator(direction="image_to_text", backend="reference")(scores, exclude=ids)
+    loss, stats = MutualInformationEstimator(direction="image_to_text", backend="reference")(
+        scores, exclude=ids
+    )
     kept = scores.clone()
     kept[0, 2] = kept[2, 0] = -math.inf
-    assert float(loss) == pytest.approx(float(-math.log(4) - kept.log_softmax(1).diagonal().mean()))
+    # two of the four have three candidates left
+    ceiling = (2 * math.log(3) + 2 * math.log(4)) / 4
+    assert float(stats["ceiling"]) == pytest.approx(ceiling)
+    assert float(loss) == pytest.approx(float(-ceiling - kept.log_softmax(1).diagonal().mean()))
     words = torch.stack([scores, scores.roll(1, 0)], dim=2)
     loss, _ = MutualInformationEstimator(direction="text_to_image", backend="reference")(words, exclude=ids)
     own = torch.eye(4, dtype=torch.bool)
     hidden = (ids[:, None] == ids) & ~own
     logits = words.masked_fill(hidden[..., None], -math.inf).log_softmax(0)
-    assert float(loss) == pytest.approx(float(-math.log(4) - logits[own].mean()), rel=3e-6)
+    assert float(loss) == pytest.approx(float(-ceiling - logits[own].mean()), rel=3e-6)
+
+
+@pytest.mark.parametrize("direction", ["both", "image_to_text", "text_to_image"])
+def test_duplicates_that_are_left_out_give_no_bound(direction: str) -> None:
+    """Scores that know nothing are worth 0 nats, whatever is left out; a caption that is alone cannot be missed."""
+    estimator = MutualInformationEstimator(direction=direction)
+    for ids, ceiling in (
+        (torch.zeros(8).long(), 0.0),
+        (torch.arange(8) // 4, math.log(5)),
+        (torch.arange(8), math.log(8)),
+    ):
+        for shape in ((8, 8), (8, 8, 3))[: 1 + (direction == "text_to_image")]:
+            _, stats = estimator(torch.zeros(shape), exclude=ids)
+            assert float(stats["bound"]) == pytest.approx(0, abs=3e-6)
+            assert float(stats["ceiling"]) == pytest.approx(ceiling)
+            assert float(stats["saturation"]) == pytest.approx(0, abs=3e-6)
+        _, stats = estimator(1e3 * torch.eye(8), exclude=ids)
+        assert float(stats["bound"]) == pytest.approx(ceiling, abs=1e-6)
 
 
 def test_a_caption_without_words_counts_nothing() -> None:
@@ -210,6 +233,35 @@ def test_a_caption_without_words_counts_nothing() -> None:
     assert scores.grad is not None
     assert not scores.grad[:, ~mask].any()
     assert scores.grad[:, mask].all()
+    own = torch.stack([scores[:, n, mask[n]].log_softmax(0)[n].mean() for n in (0, 2)])
+    # info-ground's code adds a millionth of a word
+    assert float(loss) == pytest.approx(float(-math.log(3) - own.mean()), abs=5e-6)
+    for count in (0, 2):
+        few = (torch.arange(4) < count)[:, None].expand(4, 2)
+        _, stats = MutualInformationEstimator(direction="text_to_image")(torch.zeros(4, 4, 2), word_mask=few)
+        assert float(stats["bound"]) == pytest.approx(0, abs=3e-6)
+        assert float(stats["ceiling"]) == pytest.approx(math.log(4) if count else 0)
+
+
+@pytest.mark.parametrize("bound", ["nce", "jsd", "dv"])
+def test_pairs_that_do_not_count_are_as_if_they_were_not_there(bound: str) -> None:
+    scores, ids = det((5, 5), 0.37).requires_grad_(), torch.tensor([7, 8, 9, 7, 7])
+    valid = torch.tensor([True, False, True, True, False])
+    exclude = {"exclude": ids} if bound == "nce" else {}
+    estimator = MutualInformationEstimator(bound, backend="reference")
+    loss, stats = estimator(scores, valid=valid, **exclude)
+    fewer = scores.detach()[valid][:, valid].requires_grad_()
+    alone, wanted = estimator(fewer, **({"exclude": ids[valid]} if exclude else {}))
+    assert float(loss) == float(alone)
+    assert {name: float(value) for name, value in stats.items()} == {k: float(v) for k, v in wanted.items()}
+    (grad,), (few,) = torch.autograd.grad(loss, scores), torch.autograd.grad(alone, fewer)
+    torch.testing.assert_close(grad[valid][:, valid], few)
+    assert not grad[~valid].any()
+    assert not grad[:, ~valid].any()
+    for count in (0, 1):
+        loss, stats = estimator(scores, valid=torch.arange(5) < count, **exclude)
+        assert not any(stats.values())
+        assert not torch.autograd.grad(loss, scores)[0].any()
 
 
 def test_saturation_warns_once() -> None:
@@ -230,7 +282,7 @@ def test_refusals_of_the_critic() -> None:
         plain(length_norm="sum")
     with pytest.raises(ValueError, match="length_norm: has no meaning with per_word"):
         plain(length_norm="mean", per_word=True)
-    with pytest.raises(ValueError, match="scale: expected a positive number or None, got 0"):
+    with pytest.raises(ValueError, match="scale: expected a positive finite number or None, got 0"):
         plain(scale=0)
     x = torch.zeros(2, 3, 4)
     for arguments, masks, kind, message in (
@@ -270,6 +322,9 @@ def test_refusals_of_the_estimator() -> None:
         MutualInformationEstimator(direction="text_to_image")(
             torch.zeros(3, 3, 2), word_mask=torch.ones(3, 3, dtype=torch.bool)
         )
+    for valid in (torch.ones(2, dtype=torch.bool), torch.ones(3)):
+        with pytest.raises(ValueError, match=r"valid: expected bool \[3\] for scores \[N, N\], got torch"):
+            MutualInformationEstimator()(scores, valid=valid)
     with pytest.raises(ValueError, match="needs at least 2 pairs, got 1"):
         MutualInformationEstimator("dv")(scores[:1, :1])
     with pytest.raises(ValueError, match="exclude: the bound 'jsd' cannot leave pairs out"):

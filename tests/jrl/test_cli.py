@@ -220,7 +220,8 @@ def test_errors_are_one_line_that_names_the_matter(
     fresh = str(tmp_path / "fresh")
     for data, words in (
         ({"dataset": "cocoa"}, "cocoa"),
-        ({"options": {"folder": "x"}}, "options"),
+        ({"options": {"folder": "x"}}, "the reader of 'folder' does not know folder; its options are root"),
+        ({"options": {}}, "the reader of 'folder' needs root; its options are root, "),
         ({"options": {"root": str(tmp_path / "absent")}}, "absent"),
         ({"vocab_size": 5000, "tokenizer": str(tmp_path / "absent")}, "tokenizer"),
         ({"batch_size": 500}, "batch_size"),

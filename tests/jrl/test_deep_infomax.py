@@ -128,23 +128,53 @@ def test_terms_and_who_learns_from_them() -> None:
 
 
 def test_prior_matching_drives_codes_to_the_uniform() -> None:
+    """Those of a network that ends in a ReLU: its vectors are not negative, and their sigmoid is 1/2 at least."""
     torch.manual_seed(0)
     objective = DeepInfoMax(2, 3, local_weight=0.0, prior_weight=1.0)
-    assert objective.discriminator is not None
-    codes = torch.nn.Parameter(0.1 * torch.randn(64, 3) + 2.0)
+    assert objective.discriminator is not None and objective.code is not None
+    before = torch.nn.Parameter(0.1 * torch.randn(64, 3) + 2.0)
     tokens = torch.zeros(64, 1, 2)
-    players = (torch.optim.Adam(objective.parameters(), lr=1e-3), torch.optim.Adam([codes], lr=2e-2))
-    before = codes.detach().sigmoid()
+    players = (
+        torch.optim.Adam(objective.discriminator.parameters(), lr=1e-3),
+        torch.optim.Adam([before, *objective.code.parameters()], lr=2e-2),
+    )
+    first = objective.code(before.relu()).sigmoid().detach()
     for _ in range(150):
         for player, name in zip(players, ("discriminator", "prior"), strict=True):
-            losses, _ = objective(tokens, codes)
+            losses, _ = objective(tokens, before.relu())
             player.zero_grad()
             losses[name].backward()
             player.step()
-    after = codes.detach().sigmoid()
-    assert abs(float(before.mean()) - 0.5) > 0.35
+    after = objective.code(before.relu()).sigmoid().detach()
+    assert float(after.std()) > 3 * float(first.std(dim=0).mean())
     assert abs(float(after.mean()) - 0.5) < 0.15
-    assert float(after.std()) > 3 * float(before.std())
+    assert 0.3 < float((after < 0.5).float().mean()) < 0.7
+
+
+def test_weights_from_before_the_map_to_the_code() -> None:
+    """They said the same of a vector as they say now."""
+    objective = DeepInfoMax(2, 3, units=4, prior_weight=1.0)
+    older = {name: value for name, value in objective.state_dict().items() if not name.startswith("code.")}
+    outer = torch.nn.ModuleDict({"image_objective": DeepInfoMax(2, 3, units=4, prior_weight=1.0)})
+    outer.load_state_dict({f"image_objective.{name}": value for name, value in older.items()})
+    code = outer["image_objective"].code
+    assert torch.equal(code.weight, torch.eye(3)) and not code.bias.any()
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: .*discriminator"):
+        DeepInfoMax(2, 3, units=4, prior_weight=1.0).load_state_dict(DeepInfoMax(2, 3, units=4).state_dict())
+    plain = DeepInfoMax(2, 3, units=4)
+    assert plain.code is None
+    plain.load_state_dict(DeepInfoMax(2, 3, units=4).state_dict())
+
+
+@pytest.mark.parametrize("measure", sorted(set(MEASURES) - {"nce", "jsd", "dv"}))
+def test_autocast_does_not_round_the_products(measure: str) -> None:
+    torch.manual_seed(0)
+    local, whole = torch.randn(6, 9, 64) / 4, torch.randn(6, 64) / 4
+    wanted = deep_infomax_loss(local.bfloat16().float(), whole.bfloat16().float(), measure)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = deep_infomax_loss(local.bfloat16(), whole.bfloat16(), measure)
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(float(wanted), rel=1e-6)
 
 
 def test_refusals() -> None:
@@ -165,5 +195,12 @@ def test_refusals() -> None:
         DeepInfoMax(4, 4, units=0)
     with pytest.raises(ValueError, match="measure: expected one of"):
         DeepInfoMax(4, 4, measure="mine")
+    for weight in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="weights: expected 0 or more and one above 0"):
+            DeepInfoMax(4, 4, local_weight=weight)
+    with pytest.raises(ValueError, match=r"tokens: expected \[N, R, 4\], got \[2, 3, 5\]"):
+        DeepInfoMax(4, 4, units=4)(torch.zeros(2, 3, 5), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match=r"global_: expected \[2, 4\], got \[2, 5\]"):
+        DeepInfoMax(4, 4, units=4)(torch.zeros(2, 3, 4), torch.zeros(2, 5))
     with pytest.raises(ValueError, match="tokens: expected 3 locations, got 2"):
         DeepInfoMax(4, 4, units=4, global_weight=1.0, regions=3)(torch.zeros(2, 2, 4), torch.zeros(2, 4))

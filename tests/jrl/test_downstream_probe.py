@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from jrl.cli import main
 from jrl.data.images import ImageTransform
 from jrl.data.scenes import read_scenes
 from jrl.data.tokenizer import save_tokenizer, train_tokenizer
-from jrl.downstream import TASKS, Classification, ScenePart, probe, scene_parts
+from jrl.downstream import TASKS, Classification, Result, ScenePart, probe, scene_parts
 from jrl.downstream.probe import random_twin
 from jrl.downstream.report import to_json, to_markdown
 from jrl.encoders import ImageEncoder, TextEncoder
 from jrl.evaluation import chance_recall
-from jrl.systems import CLIP
+from jrl.systems import CLIP, CriticOptions, MutualInformation
 from jrl.training.run import Run
 
 
@@ -186,6 +187,51 @@ def test_retrieval_that_is_right_scores_one(run: Path) -> None:
     # the wrong way round none is found first
     data["test"].pixels[:, 0, 0, 0] = data["test"].pixels[:, 0, 0, 0].flip(0)
     assert probe(loaded, data, ["retrieval"])["retrieval"].scores["i2t_r1"] == 0
+
+
+def mutual_information(**options: Any) -> MutualInformation:
+    torch.manual_seed(0)
+    resnet = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [12, 16], "depths": [1, 1]}
+    bert = {"model_type": "bert", "vocab_size": 300, "max_position_embeddings": 64}
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    encoders = ImageEncoder({**resnet, "layer_type": "basic"}), TextEncoder({**bert, **small})
+    return MutualInformation(*encoders, CriticOptions(dim=8, scale=None), **options)
+
+
+def test_heads_look_through_the_encoder_alone(run: Path) -> None:
+    """Neither a critic nor a projection has a part in what they see; retrieval compares what the system embeds."""
+    loaded = Run.load(run)
+    data = scene_parts(loaded.transform, train=8, val=4, test=4)
+    for system in (mutual_information().eval(), loaded.system):
+        opened = replace(loaded, system=system)
+        before = probe(opened, data, ["classification", "retrieval"], epochs=1)
+        result = before["classification"].result
+        assert isinstance(result, Result)
+        assert result.encoder is system.image_encoder
+        assert result.head.output.in_features == system.image_encoder.width
+        for name, part in system.named_children():
+            if name != "image_encoder":
+                for parameter in part.parameters():
+                    torch.nn.init.normal_(parameter)
+        after = probe(opened, data, ["classification", "retrieval"], epochs=1)
+        assert after["classification"].scores == before["classification"].scores
+        found = [outcomes["retrieval"].result.found for outcomes in (before, after)]
+        assert not torch.equal(*found)
+
+
+def test_fine_tuning_trains_an_encoder_that_rested(run: Path) -> None:
+    loaded = Run.load(run)
+    data = scene_parts(loaded.transform, train=8, val=4, test=4)
+    system = mutual_information(freeze=["image"]).eval()
+    state = {name: value.clone() for name, value in system.image_encoder.state_dict().items()}
+    outcome = probe(replace(loaded, system=system), data, ["classification"], frozen=False, epochs=1)
+    result = outcome["classification"].result
+    assert isinstance(result, Result)
+    moved = [
+        name for name, value in result.encoder.state_dict().items() if not torch.equal(value, state[name])
+    ]
+    assert any("running_mean" in name for name in moved)
+    assert all(torch.equal(value, state[name]) for name, value in system.image_encoder.state_dict().items())
 
 
 def test_probe_takes_tasks_of_ones_own(run: Path) -> None:

@@ -40,9 +40,11 @@ def test_shares_of_the_hidden_words() -> None:
     torch.manual_seed(0)
     ids = torch.randint(5, 1000, (400, 100))
     candidates = torch.rand(ids.shape) < 0.9
-    hidden, chosen = corrupt(
-        ids, candidates, probability=0.15, mask_token_id=4, vocab_size=1000, special_token_ids=(*SPECIAL, 4)
-    )
+    objective = MaskedWords(8, 1000, 4, SPECIAL)
+    assert objective.words.tolist() == list(range(5, 1000))
+    # what follows from the arguments is not saved
+    assert set(objective.state_dict()) == {name for name, _ in objective.named_parameters()}
+    hidden, chosen = corrupt(ids, candidates, objective.words, probability=0.15, mask_token_id=4)
     assert not (chosen & ~candidates).any()
     torch.testing.assert_close(hidden[~chosen], ids[~chosen])
     share = chosen.sum() / candidates.sum()
@@ -65,9 +67,7 @@ def test_loss_is_cross_entropy_at_the_chosen_words_through_the_tied_embedding() 
     loss, stats = objective(encoder, ids, mask)
     torch.manual_seed(3)
     candidates = mask & (ids > 4)
-    hidden, chosen = corrupt(
-        ids, candidates, probability=0.5, mask_token_id=4, vocab_size=30, special_token_ids=(4, *SPECIAL)
-    )
+    hidden, chosen = corrupt(ids, candidates, objective.words, probability=0.5, mask_token_id=4)
     embedding = encoder.model.get_input_embeddings().weight
     logits = objective.transform(encoder(hidden, mask).tokens) @ embedding.T + objective.bias
     expected = F.cross_entropy(logits[chosen], ids[chosen])

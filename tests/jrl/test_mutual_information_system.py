@@ -1,78 +1,19 @@
-"""The mutual-information system: learning, layers, modes, saving, backends, refusals."""
+"""The mutual-information system: learning, layers, modes, backends."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from jrl.encoders import ImageEncoder, TextEncoder
+from jrl.encoders import ImageEncoder
 from jrl.objectives import DeepInfoMax, MaskedWords, MutualInformationEstimator
-from jrl.systems import CriticOptions, LayerPair, MutualInformation, load_system
+from jrl.systems import LayerPair, MutualInformation
 
-RESNET: dict[str, Any] = {
-    "model_type": "resnet",
-    "embedding_size": 8,
-    "hidden_sizes": [16, 24],
-    "depths": [1, 1],
-    "layer_type": "basic",
-}
-BERT: dict[str, Any] = {
-    "model_type": "bert",
-    "vocab_size": 32,
-    "hidden_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 48,
-    "max_position_embeddings": 12,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
-SPECIAL = [0, 2, 3]
-COLOURS = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1], [1, -1, 1], [-1, 1, 1]])
-
-
-def small(**options: Any) -> MutualInformation:
-    torch.manual_seed(0)
-    critic = {"dim": 16, "scale": None, **options.pop("critic", {})}
-    options.setdefault("special_token_ids", SPECIAL)
-    return MutualInformation(ImageEncoder(RESNET), TextEncoder(BERT), CriticOptions(**critic), **options)
-
-
-def squares(rows: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Pictures of two squares of different colours, "[CLS] colour colour [EOS]" in any order, and the cell of each word."""
-    generator = torch.Generator().manual_seed(seed)
-    colour = torch.stack([torch.randperm(6, generator=generator)[:2] for _ in range(rows)])
-    cell = torch.stack([torch.randperm(16, generator=generator)[:2] for _ in range(rows)])
-    pixels = 0.1 * torch.randn(rows, 3, 32, 32, generator=generator)
-    for row in range(rows):
-        for hue, place in zip(colour[row].tolist(), cell[row].tolist(), strict=True):
-            y, x = 8 * (place // 4), 8 * (place % 4)
-            pixels[row, :, y : y + 8, x : x + 8] += COLOURS[hue][:, None, None]
-    ids = torch.cat(
-        [torch.full((rows, 1), 2), 5 + colour, torch.full((rows, 1), 3), torch.zeros(rows, 1).long()], 1
-    )
-    return {"pixel_values": pixels, "input_ids": ids, "attention_mask": ids != 0}, cell
-
-
-def train(system: MutualInformation, steps: int, rows: int = 32, lr: float = 3e-3) -> list[float]:
-    system.train()
-    optimizer = torch.optim.AdamW([p for p in system.parameters() if p.requires_grad], lr=lr)
-    losses = []
-    for step in range(steps):
-        torch.manual_seed(step)
-        values, _ = system(squares(rows, step)[0])
-        loss = torch.stack(list(values.values())).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+from .mutual_information_fixtures import RESNET, SPECIAL, small, squares, train
 
 
 @pytest.fixture(scope="module")
@@ -180,17 +121,37 @@ def test_every_other_word() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"per_word": True}, {"length_norm": "mean"}], ids=["sum", "word", "mean"]
+    ("critic", "measure", "layers"),
+    [
+        ({}, None, None),
+        ({"per_word": True}, None, None),
+        ({"length_norm": "mean"}, None, None),
+        ({}, "nce", None),
+        ({}, "jsd", None),
+        ({}, "dv", None),
+        ({}, None, [LayerPair(image=1, text=0, image_pool=2), LayerPair(weight=0.5)]),
+    ],
+    ids=["sum", "word", "mean", "infomax-nce", "infomax-jsd", "infomax-dv", "layers"],
 )
-def test_backends_take_the_same_steps(options: dict[str, Any]) -> None:
+def test_backends_take_the_same_steps(
+    critic: dict[str, Any], measure: str | None, layers: list[LayerPair] | None
+) -> None:
     runs = []
     for backend in ("reference", "auto"):
-        direction = "text_to_image" if options.get("per_word") else "both"
-        estimator = MutualInformationEstimator(direction=direction, backend=backend)
-        system = small(critic={"backend": backend, **options}, estimator=estimator)
-        runs.append((train(system, 20, rows=16, lr=1e-3), system))
-    torch.testing.assert_close(*(torch.tensor(losses) for losses, _ in runs), rtol=2e-3, atol=2e-3)
-    assert runs[0][0][-1] < runs[0][0][0]
+        direction = "text_to_image" if critic.get("per_word") else "both"
+        torch.manual_seed(1)
+        objective = None
+        if measure is not None:
+            objective = DeepInfoMax(24, 24, units=16, measure=measure, backend=backend)
+        system = small(
+            critic={"backend": backend, **critic},
+            estimator=MutualInformationEstimator(direction=direction, backend=backend),
+            layers=layers,
+            image_objective=objective,
+        )
+        runs.append(train(system, 20, rows=16, lr=1e-3))
+    torch.testing.assert_close(*(torch.tensor(losses) for losses in runs), rtol=2e-3, atol=2e-3)
+    assert runs[0][-1] < runs[0][0]
 
 
 def test_frozen_encoders_rest() -> None:
@@ -242,43 +203,52 @@ def test_objectives_of_one_side_and_their_optimisers() -> None:
     assert before.compatibility(squares(4, 0)[0]) == {}
 
 
-def test_saved_and_loaded(tmp_path: Path) -> None:
-    system = small(
-        layers=[LayerPair(), LayerPair(image=1)],
-        image_objective=DeepInfoMax(24, 24, units=16, prior_weight=0.1),
-        text_objective=MaskedWords(24, 32, 4, SPECIAL),
-        freeze=[],
-        estimator=MutualInformationEstimator("jsd"),
-        embedding="encoder",
-    ).eval()
-    system.save_pretrained(tmp_path / "model")
-    again = load_system(tmp_path / "model")
-    assert isinstance(again, MutualInformation)
-    assert again.to_config() == system.to_config()
-    batch, _ = squares(4, 0)
-    torch.testing.assert_close(again.critic_scores(**batch), system.critic_scores(**batch))
-    assert torch.equal(again.word_regions(**batch).attention, system.word_regions(**batch).attention)
+def trained_parts(system: MutualInformation) -> set[str]:
+    return {name.split(".")[0] for name, value in system.named_parameters() if value.requires_grad}
 
 
-def test_starts_from_a_run(tmp_path: Path) -> None:
-    first = small(joint_weight=0.0, image_objective=DeepInfoMax(24, 24, units=16))
-    train(first, 2)
-    first.save_pretrained(tmp_path / "run" / "model")
-    torch.manual_seed(5)
-    fresh = ImageEncoder(RESNET), TextEncoder(BERT)
-    system = MutualInformation(*fresh, image_weights=str(tmp_path / "run"), freeze=["image"])
-    for name, value in first.image_encoder.state_dict().items():
-        assert torch.equal(system.image_encoder.state_dict()[name], value), name
-    assert not torch.equal(
-        system.text_encoder.model.get_input_embeddings().weight,
-        first.text_encoder.model.get_input_embeddings().weight,
+def test_what_no_loss_reads_is_not_trained() -> None:
+    """Data parallelism waits for the gradient of every weight that is trained."""
+    image = small(joint_weight=0.0, image_objective=DeepInfoMax(24, 24, units=16))
+    assert trained_parts(image) == {"image_encoder", "image_objective"}
+    text = small(joint_weight=0.0, text_objective=MaskedWords(24, 32, 4, SPECIAL))
+    assert trained_parts(text) == {"text_encoder", "text_objective"}
+    for system in (image, text, small(), small(layers=[LayerPair(image=1, text=0), LayerPair()])):
+        assert system.idle is None
+        losses, _ = system.train()(squares(8, 0)[0])
+        torch.stack(list(losses.values())).sum().backward()
+        assert all(value.grad is not None for value in system.parameters() if value.requires_grad)
+    idle = small(layers=[LayerPair(image=1)]).idle
+    assert idle == "the image encoder's layers after 1, which no pair of `layers` reads"
+    assert small(layers=[LayerPair(text=0)]).idle == idle.replace("image", "text").replace("1", "0")
+    assert small(layers=[LayerPair(text=0)], freeze=["text"]).idle is None
+    objective = MaskedWords(24, 32, 4, SPECIAL)
+    assert small(layers=[LayerPair(text=0)], text_objective=objective).idle is None
+    assert small(layers=[LayerPair(text=1)]).idle is None
+
+
+def test_prior_matching_reaches_the_whole_of_the_unit_interval() -> None:
+    torch.manual_seed(0)
+    encoder = ImageEncoder(RESNET).train()
+    objective = DeepInfoMax(24, 24, units=8, local_weight=0.0, prior_weight=1.0)
+    assert objective.discriminator is not None and objective.code is not None
+    players = (
+        ("discriminator", torch.optim.Adam(objective.discriminator.parameters(), lr=1e-3)),
+        ("prior", torch.optim.Adam([*encoder.parameters(), *objective.code.parameters()], lr=1e-3)),
     )
-    assert "image_weights" not in system.to_config()
-    with pytest.raises(FileNotFoundError, match="no such folder; expected a run or a saved system"):
-        small(text_weights=str(tmp_path / "nowhere"))
-    other = TextEncoder({**BERT, "hidden_size": 32})
-    with pytest.raises(ValueError, match="the weights do not fit the config"):
-        MutualInformation(ImageEncoder(RESNET), other, text_weights=str(tmp_path / "run"))
+    for step in range(60):
+        output = encoder(squares(32, step)[0]["pixel_values"])
+        losses, _ = objective(output.tokens, output.global_)
+        for name, player in players:
+            parameters = player.param_groups[0]["params"]
+            gradients = torch.autograd.grad(losses[name], parameters, retain_graph=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+        for _, player in players:
+            player.step()
+    code = objective.code(encoder.eval()(squares(256, 999)[0]["pixel_values"]).global_).sigmoid()
+    assert 0.25 < float((code < 0.5).float().mean()) < 0.75
+    assert float(code.min()) < 0.4 and float(code.max()) > 0.6
 
 
 def test_duplicate_captions_are_left_out() -> None:
@@ -288,53 +258,27 @@ def test_duplicate_captions_are_left_out() -> None:
     assert same[0, 1]
     scores = small().eval().critic_scores(**batch).masked_fill(same, -math.inf)
     wanted = (scores.log_softmax(1).diagonal().mean() + scores.log_softmax(0).diagonal().mean()) / 2
-    losses, _ = small(duplicate_captions="exclude").eval()(batch)
-    assert losses["joint"].item() == pytest.approx(-(math.log(6) + wanted.item()), rel=1e-4)
+    losses, plots = small(duplicate_captions="exclude").eval()(batch)
+    ceiling = (6 - same.sum(dim=1)).log().mean()
+    assert plots["ceiling"].item() == pytest.approx(ceiling.item())
+    assert losses["joint"].item() == pytest.approx(-(ceiling + wanted).item(), rel=1e-4, abs=1e-6)
+    batch["input_ids"][:] = batch["input_ids"][0]
+    plots = small(duplicate_captions="exclude").eval().compatibility(batch)
+    assert plots["bound"].item() == pytest.approx(0, abs=1e-5)
 
 
-def test_refusals() -> None:
-    image, text = ImageEncoder(RESNET), TextEncoder(BERT)
-    with pytest.raises(TypeError, match="image_encoder: expected ImageEncoder, got TextEncoder"):
-        MutualInformation(text, text)
-    with pytest.raises(TypeError, match="text_objective: expected MaskedWords, got DeepInfoMax"):
-        MutualInformation(image, text, text_objective=DeepInfoMax(4, 4))
-    for options, message in (
-        (
-            {"critic": {"projection": "conv"}},
-            "critic: projection: expected one of linear, mlp, mlp_bn, identity",
-        ),
-        ({"embedding": "mean"}, "embedding: expected one of values, encoder, got 'mean'"),
-        ({"freeze": ["critic"]}, "freeze: expected one of image, text, got 'critic'"),
-        ({"duplicate_captions": "merge"}, "duplicate_captions: expected one of negative, exclude"),
-        ({"layers": []}, "layers: expected one pair or more, each once"),
-        ({"layers": [LayerPair(), LayerPair()]}, "layers: expected one pair or more, each once"),
-        ({"layers": [LayerPair(weight=0.0)]}, "layers: expected positive weights"),
-        ({"layers": [LayerPair(image=9)]}, "layers: image: expected -1 for the last layer or 0 to 2, got 9"),
-        ({"joint_weight": 0.0}, "there is nothing to train"),
-        ({"joint_weight": -1.0}, "joint_weight, image_weight, text_weight: expected 0 or more"),
-        (
-            {"critic": {"per_word": True}, "estimator": MutualInformationEstimator()},
-            "critics per word need bound 'nce' and direction 'text_to_image'",
-        ),
-        (
-            {"estimator": MutualInformationEstimator("dv"), "duplicate_captions": "exclude"},
-            "duplicate_captions: the bound 'dv' cannot leave pairs out",
-        ),
-        (
-            {"freeze": ["image"], "image_objective": DeepInfoMax(24, 24)},
-            "a frozen image encoder cannot learn by image_objective",
-        ),
-        (
-            {"critic": {"projection": "identity"}, "layers": [LayerPair(image=1)]},
-            "needs layers of one width, got 16 and 24",
-        ),
-    ):
-        with pytest.raises(ValueError, match=message):
-            small(**options)
-    batch, _ = squares(4, 0)
-    with pytest.raises(ValueError, match="expected as many captions as the 4 pictures, got 3"):
-        small()({**batch, "input_ids": batch["input_ids"][:3], "attention_mask": batch["attention_mask"][:3]})
-    config = small().to_config()
-    del config["layers"]
-    with pytest.raises(ValueError, match="config: has no 'layers'"):
-        MutualInformation.from_config(config)
+@pytest.mark.parametrize("per_word", [False, True], ids=["sum", "word"])
+def test_a_caption_without_words_says_nothing(per_word: bool) -> None:
+    system = small(critic={"per_word": per_word, "projection": "mlp"}).eval()
+    batch, _ = squares(6, 0)
+    batch["attention_mask"][2, 1:] = False
+    found = system.compatibility(batch)
+    assert found["ceiling"].item() == pytest.approx(math.log(6 if per_word else 5))
+    if not per_word:
+        rest = {name: value[torch.arange(6) != 2] for name, value in batch.items()}
+        torch.testing.assert_close(found, system.compatibility(rest))
+    batch["attention_mask"][:, 1:] = False
+    assert not any(system.compatibility(batch).values())
+    losses, _ = system(batch)
+    losses["joint"].backward()
+    assert not any(value.grad.any() for value in system.parameters() if value.grad is not None)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -11,10 +13,11 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from jrl.cli import main
 from jrl.encoders import ImageEncoder, TextEncoder
-from jrl.objectives import DeepInfoMax, MaskedWords
+from jrl.objectives import DeepInfoMax, MaskedWords, MutualInformationEstimator
 from jrl.systems import CLIP, CriticOptions, LayerPair, MutualInformation, System
 from jrl.training import CaptionDataModule, Run, SystemModule
 
@@ -77,6 +80,18 @@ def test_validation_logs_the_bounds_of_held_out_pairs(config: Config, tmp_path: 
     assert last == pytest.approx(total / count, rel=1e-4)
 
 
+@pytest.mark.parametrize("bound", ["nce", "jsd", "dv"])
+def test_a_last_batch_of_one_pair_has_no_bound(config: Config, tmp_path: Path, bound: str) -> None:
+    values = config(trainer={"max_epochs": 1}, data={"eval_batch_size": 4})
+    system = small(estimator=MutualInformationEstimator(bound))
+    trainer = fit(system, values, tmp_path)
+    data: CaptionDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    batches = list(data.val_dataloader()[0])
+    assert [len(batch["pixel_values"]) for batch in batches] == [4, 4, 4, 1]
+    wanted = [float(system.eval().compatibility(batch)["bound"]) for batch in batches[:3]]
+    assert float(trainer.callback_metrics["val/bound"]) == pytest.approx(sum(wanted) / 3, rel=1e-4, abs=1e-6)
+
+
 def test_every_system_with_a_temperature_logs_its_bound(config: Config, tmp_path: Path) -> None:
     torch.manual_seed(0)
     clip = CLIP(ImageEncoder(RESNET), TextEncoder(BERT), projection_dim=8)
@@ -110,6 +125,72 @@ def test_discriminator_takes_turns(config: Config, tmp_path: Path) -> None:
         "text_objective",
     ):
         assert any(name.startswith(part) for name in moved), part
+
+
+def modes(system: MutualInformation) -> dict[str, set[bool]]:
+    """Whether each encoder was in training mode whenever the system trained on a batch; filled while it trains."""
+    seen: dict[str, set[bool]] = {"image": set(), "text": set()}
+
+    def look(side: str) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, arguments: Any, output: Any) -> None:
+            if system.critics.training:
+                seen[side].add(module.training)
+
+        return hook
+
+    system.image_encoder.model.register_forward_hook(look("image"))
+    system.text_encoder.model.register_forward_hook(look("text"))
+    return seen
+
+
+@pytest.mark.parametrize("sides", [["image", "text"], ["image"]], ids=["both", "image"])
+def test_frozen_encoders_rest_in_training(config: Config, tmp_path: Path, sides: list[str]) -> None:
+    system = small(freeze=sides)
+    assert [system.image_encoder.training, system.text_encoder.training] == [False, "text" not in sides]
+    state = {name: value.clone() for name, value in system.state_dict().items()}
+    seen = modes(system)
+    fit(system, config(trainer={"max_epochs": 1}), tmp_path)
+    assert seen == {"image": {False}, "text": {"text" not in sides}}
+    moved = {
+        name.split(".")[0]
+        for name, value in system.state_dict().items()
+        if not torch.equal(value, state[name])
+    }
+    assert moved == {"critics"} | ({"text_encoder"} if "text" not in sides else set())
+
+
+def test_encoders_from_folders_train_on(config: Config, tmp_path: Path) -> None:
+    """transformers loads a model in evaluation mode, in which neither dropout nor batch statistics work."""
+    ImageEncoder(RESNET).model.save_pretrained(tmp_path / "image")
+    TextEncoder(BERT).model.save_pretrained(tmp_path / "text")
+    encoders = ImageEncoder(tmp_path / "image"), TextEncoder(tmp_path / "text")
+    system = MutualInformation(*encoders, CriticOptions(dim=16, scale=None))
+    counts = {name: int(value) for name, value in system.state_dict().items() if "num_batches" in name}
+    assert counts
+    # as what `System.from_pretrained` returns
+    system.eval()
+    seen = modes(system)
+    trainer = fit(system, config(trainer={"max_epochs": 1}), tmp_path)
+    assert seen == {"image": {True}, "text": {True}}
+    state = system.state_dict()
+    assert all(int(state[name]) >= trainer.global_step for name in counts)
+
+
+def test_ddp_does_not_wait_for_layers_that_nothing_reads() -> None:
+    module = SystemModule(small(layers=[LayerPair(image=1)]))
+    module._specs = module.system.optimization()
+    for strategy, refused in (
+        (DDPStrategy(), True),
+        (DDPStrategy(find_unused_parameters=True), False),
+        (SingleDeviceStrategy(torch.device("cpu")), False),
+    ):
+        module.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
+        with (
+            pytest.raises(ValueError, match="use 'ddp_find_unused_parameters_true'")
+            if refused
+            else nullcontext()
+        ):
+            module._check_strategy()
 
 
 def as_run(values: dict[str, Any], **options: Any) -> dict[str, Any]:
@@ -179,4 +260,6 @@ def test_configs_build_their_system(path: Path) -> None:
     found = system.eval().word_regions(torch.randn(2, 3, side, side), ids)
     assert found.grid[0] >= 6
     callbacks = values["trainer"]["callbacks"]
-    assert any(entry["init_args"].get("monitor") == "val/bound" for entry in callbacks)
+    (stop,) = (entry["init_args"] for entry in callbacks if entry["class_path"].endswith("EarlyStopping"))
+    # a run without joint training has no bound to stop at
+    assert stop["monitor"] == "val/bound" and stop["strict"] is False

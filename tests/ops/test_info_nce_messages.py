@@ -19,6 +19,9 @@ class TestDispatch:
         monkeypatch.delenv("JRL_BACKEND", raising=False)
         x = torch.randn(2, 2)
         assert _dispatch.select("info_nce", "auto", "info_nce", x) == "cpu"
+        monkeypatch.setenv("JRL_BACKEND", "cudnn")
+        with pytest.raises(ValueError, match="info_nce: JRL_BACKEND must be 'auto' or one of .*got 'cudnn'"):
+            info_nce(X, X)
         monkeypatch.setenv("JRL_BACKEND", "reference")
         assert _dispatch.select("info_nce", "auto", "info_nce", x) == "reference"
         assert _dispatch.select("info_nce", "cpu", "info_nce", x) == "cpu"

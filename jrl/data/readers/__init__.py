@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from jrl.data.readers.coco import read_coco, read_karpathy
@@ -11,7 +11,7 @@ from jrl.data.readers.common import FormatError
 from jrl.data.readers.folder import read_folder
 from jrl.data.readers.masks import SegmentationSet
 from jrl.data.readers.narratives import read_localized_narratives
-from jrl.data.readers.parts import read_parts
+from jrl.data.readers.parts import read_files
 from jrl.data.readers.pascal_context import read_pascal_context
 from jrl.data.readers.shards import UnsafeTarError, expand_shards, read_webdataset
 from jrl.data.readers.tables import read_cc3m, read_cc12m, read_csv, read_flickr30k
@@ -41,7 +41,7 @@ SEGMENTATION_FORMATS: dict[str, Callable[..., SegmentationSet]] = {
 def read(format: str, /, **arguments: Any) -> SampleSet:
     """Read a dataset by the name of its format; `arguments` are those of its reader.
 
-    Where `annotations` names the parts, as in `{train: FILE, val: FILE}`, each is read as one (`read_parts`).
+    Where `annotations` names the parts, as in `{train: FILE, val: FILE}`, each is read as one (`read_files`).
 
     Args:
         format: a key of `FORMATS`.
@@ -51,9 +51,7 @@ def read(format: str, /, **arguments: Any) -> SampleSet:
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(sorted(FORMATS))}, got {format!r}")
-    if isinstance(arguments.get("annotations"), Mapping):
-        return read_parts(FORMATS[format], **arguments)
-    return FORMATS[format](**arguments)
+    return read_files(FORMATS[format], **arguments)
 
 
 __all__ = [
@@ -69,11 +67,11 @@ __all__ = [
     "read_coco",
     "read_coco_object",
     "read_csv",
+    "read_files",
     "read_flickr30k",
     "read_folder",
     "read_karpathy",
     "read_localized_narratives",
-    "read_parts",
     "read_pascal_context",
     "read_voc",
     "read_webdataset",

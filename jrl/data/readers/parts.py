@@ -8,6 +8,12 @@ from typing import Any
 from jrl.data.sample import Sample, SampleSet, SkipReport
 
 
+def read_files(reader: Callable[..., SampleSet], **arguments: Any) -> SampleSet:
+    """What the reader reads; by parts (`read_parts`) where `annotations` names them, as in `{train: FILE, val: FILE}`."""
+    by_parts = isinstance(arguments.get("annotations"), Mapping)
+    return read_parts(reader, **arguments) if by_parts else reader(**arguments)
+
+
 def read_parts(reader: Callable[..., SampleSet], **arguments: Any) -> SampleSet:
     """Read each part with its own files, and put them together; `Sample.split` is the name of the part.
 
