@@ -82,6 +82,9 @@ class LastCheckpoint(Checkpoint):
 
     Attributes:
         best_model_path: `path`, by the name that Lightning knows.
+
+    Raises:
+        ValueError: `every` is below 1.
     """
 
     def __init__(self, path: str | Path, every: int | None = None) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from jrl.training import AtomicCheckpointIO
+from jrl.training import AtomicCheckpointIO, checkpoint_callbacks
 from jrl.training.watch import TrainingWatch
 
 from .xmc_gan_fixtures import AtBatch, build, data, fit
@@ -115,6 +115,11 @@ def test_one_pair_a_turn_says_nothing_of_a_collapse(pictures: Path, tmp_path: Pa
 def test_no_checkpoint_yet(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match="no checkpoint has been written yet"):
         fit(tmp_path, build(), data(pictures), callbacks=[AtBatch(2, spoil)])
+
+
+def test_no_checkpoint_every_no_steps(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="checkpoint_every: expected at least 1, got 0"):
+        checkpoint_callbacks(tmp_path, every=0, monitor=None)
 
 
 @pytest.mark.parametrize(
