@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 
+from jrl.data.crops import centre_box, random_box
 from jrl.data.rand_augment import RandAugment
 from jrl.data.random_erasing import erase
 from jrl.data.sample import ImageSource
@@ -318,11 +318,14 @@ class ImageTransform:
             image = _convert(image, "RGB", (255, 255, 255), "image")
         square = (self.size, self.size)
         if self.augment is None:
-            picture = image.resize(square, PIL.Image.Resampling.BICUBIC, box=_centre_box(*image.size))
+            picture = image.resize(square, PIL.Image.Resampling.BICUBIC, box=centre_box(*image.size))
             return self._normalised(_values(picture))
         if generator is None:
             raise ValueError("generator must be given when augment is set: pass a numpy.random.Generator")
-        augment, box = self.augment, _random_box(*image.size, self.augment, generator)
+        augment, box = (
+            self.augment,
+            random_box(*image.size, self.augment.scale, self.augment.ratio, generator),
+        )
         picture = image.resize(square, _INTERPOLATIONS[augment.interpolation], box=box)
         if augment.rand_augment is not None:
             red, green, blue = (round(255 * float(value)) for value in self.mean.flat)
@@ -352,30 +355,6 @@ class ImageTransform:
 def _values(picture: PIL.Image.Image) -> np.ndarray:
     """float32 [3, H, W] in [0, 1]."""
     return np.asarray(picture, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
-
-
-def _centre_box(width: int, height: int) -> tuple[float, float, float, float]:
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
-
-
-def _random_box(
-    width: int, height: int, augment: Augment, generator: np.random.Generator
-) -> tuple[float, float, float, float]:
-    """The crop of torchvision's RandomResizedCrop: drawn until it fits, at most ten times, then the largest in the centre."""
-    low, high = augment.ratio
-    for _ in range(10):
-        area = width * height * generator.uniform(*augment.scale)
-        ratio = math.exp(generator.uniform(math.log(low), math.log(high)))
-        w, h = max(math.sqrt(area * ratio), 1.0), max(math.sqrt(area / ratio), 1.0)
-        if w <= width and h <= height:
-            left, top = generator.uniform(0, 1) * (width - w), generator.uniform(0, 1) * (height - h)
-            return left, top, min(left + w, float(width)), min(top + h, float(height))
-    ratio = min(max(width / height, low), high)
-    w, h = min(float(width), height * ratio), min(float(height), width / ratio)
-    left, top = (width - w) / 2, (height - h) / 2
-    return left, top, left + w, top + h
 
 
 def _change(pixels: np.ndarray, augment: Augment, generator: np.random.Generator) -> np.ndarray:

@@ -7,7 +7,8 @@ import PIL.Image
 import pytest
 import torch
 
-from jrl.data.images import Augment, ImageTransform, _random_box
+from jrl.data.crops import random_box
+from jrl.data.images import Augment, ImageTransform
 from jrl.data.sample import Sample, SkipReport
 from jrl.generation import Pair, real_pictures
 from jrl.training.sources import decode_all
@@ -33,11 +34,11 @@ def test_a_whole_square_is_the_same_in_training_in_memory_and_in_evaluation(size
 
 def test_crops_keep_their_ratio_and_lie_inside() -> None:
     """Drawn crops that fit are taken as they are; where none does, the largest with the nearest ratio, in the centre."""
-    augment, source = Augment(scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3)), np.random.default_rng(0)
-    boxes = [_random_box(64, 48, augment, source) for _ in range(300)]
+    shapes, source = ((0.2, 1.0), (3 / 4, 4 / 3)), np.random.default_rng(0)
+    boxes = [random_box(64, 48, *shapes, source) for _ in range(300)]
     for left, top, right, bottom in boxes:
         assert 0 <= left < right <= 64 and 0 <= top < bottom <= 48
         assert 3 / 4 - 1e-9 <= (right - left) / (bottom - top) <= 4 / 3 + 1e-9
     assert len({box[0] for box in boxes}) > 250
-    assert _random_box(100, 10, augment, source) == pytest.approx((50 - 20 / 3, 0, 50 + 20 / 3, 10))
-    assert _random_box(10, 100, augment, source) == pytest.approx((0, 50 - 20 / 3, 10, 50 + 20 / 3))
+    assert random_box(100, 10, *shapes, source) == pytest.approx((50 - 20 / 3, 0, 50 + 20 / 3, 10))
+    assert random_box(10, 100, *shapes, source) == pytest.approx((0, 50 - 20 / 3, 10, 50 + 20 / 3))
