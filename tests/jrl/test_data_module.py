@@ -221,7 +221,7 @@ def test_dataset_parts_are_used_as_they_are(monkeypatch: pytest.MonkeyPatch) -> 
         for part in ("train", "val", "odd")
         for i in range(9)
     ]
-    monkeypatch.setattr(data_module, "_reader", lambda name: lambda **_: SampleSet(samples, name=name))
+    monkeypatch.setattr(data_module, "_reader", lambda name: lambda: SampleSet(samples, name=name))
     data = CaptionDataModule("made", image_size=32, batch_size=4, vocab_size=300, test_splits=("odd",))
     data.setup("fit")
     assert data.parts == ("train", "val", "odd")
