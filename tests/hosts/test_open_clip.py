@@ -180,6 +180,17 @@ def test_the_hosts_training_loop(
     assert moved > 1e-3
 
 
+def test_a_row_needs_a_partner() -> None:
+    for rows, columns in ((6, 4), (4, 6)):
+        inputs = features(6)[0][:rows], features(6)[1][:columns], scalar(9.0)
+        for host, loss in ((theirs.ClipLoss(), ours.ClipLoss()), (theirs.SigLipLoss(), ours.SigLipLoss())):
+            more = (scalar(0.0),) if "SigLip" in type(loss).__name__ else ()
+            with pytest.raises((IndexError, ValueError, RuntimeError)):
+                host(*inputs, *more)
+            with pytest.raises(ValueError, match=f"the same number of rows, got {rows} and {columns}"):
+                loss(*inputs, *more)
+
+
 def test_messages() -> None:
     with pytest.raises(NotImplementedError, match="Horovod"):
         ours.ClipLoss(world_size=2, use_horovod=True)
