@@ -195,6 +195,10 @@ def gradients_on_some_ranks_only(rows: list[int], rank: int, dtype: torch.dtype)
             distributed.info_nce(x, y)
         with refuses("were called with different options"):
             distributed.sigmoid_contrastive(x, y, scale=1.0, bias=0.0)
+    # the reference gathers x too, so that a gradient of the scale on every rank is not enough
+    scale = torch.ones((), dtype=dtype, requires_grad=True)
+    with refuses("were called with different options"):
+        distributed.info_nce(x, x.detach(), scale=scale, backend="reference")
 
 
 @check

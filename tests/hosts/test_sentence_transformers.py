@@ -7,6 +7,7 @@ import functools
 import itertools
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -243,7 +244,12 @@ def test_guided_memory(folders: tuple[str, str]) -> None:
         ("CachedGISTEmbedLoss", {"mini_batch_size": 3, "temperature": 0.2}),
     ],
 )
-def test_the_trainer(name: str, options: dict[str, Any], folders: tuple[str, str], tmp_path: Path) -> None:
+def test_the_trainer(
+    name: str, options: dict[str, Any], folders: tuple[str, str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    fused = {part: mock.Mock(wraps=getattr(ours, part)) for part in ("ranking_loss", "guided_loss")}
+    for part, function in fused.items():
+        monkeypatch.setattr(ours, part, function)
     pairs = {key: sentences(24, seed) for seed, key in enumerate(("anchor", "positive", "negative"))}
     logs, weights = {}, {}
     for label, module in (("theirs", theirs), ("ours", ours)):
@@ -260,6 +266,7 @@ def test_the_trainer(name: str, options: dict[str, Any], folders: tuple[str, str
         logs[label] = [row["loss"] for row in trainer.state.log_history if "loss" in row]
         weights[label] = copy.deepcopy(model.state_dict())
     assert len(set(logs["theirs"])) == 3
+    assert sum(function.call_count for function in fused.values()) >= 3
     assert logs["ours"] == pytest.approx(logs["theirs"], rel=1e-3)
     for key, truth in weights["theirs"].items():
         assert torch.allclose(weights["ours"][key], truth, atol=1e-5), key
