@@ -115,7 +115,11 @@ def _scores(
         *(form, mask is None, *(name in learning for name in captions), bool(learning)),
         words.shape[1] if searched else None,
         None if values is None else (values.shape[2], values.dtype),
-        sorted((name, value) for name, value in own.items() if not isinstance(value, Tensor)),
+        sorted(
+            (name, value)
+            for name, value in own.items()
+            if not isinstance(value, Tensor) and name != "region_mask"  # which a rank may well do without
+        ),
     )
     # ranks pad their captions to lengths of their own: what they must agree in is the width and the dtype
     ranks = Ranks(op, words.new_empty(words.shape[0], words.shape[2]), agreed, group, even=False)

@@ -81,7 +81,7 @@ class ContrastiveLossWithTemperature(nn.Module):
             embeddings_a, embeddings_b: [B, D] of this rank; where torch.distributed runs, the loss is of all ranks' batches.
             backprop_type: GLOBAL; of several ranks nothing else is computed.
             cross_entropy_kwargs: not supported.
-            mask: bool [B], True for pairs whose losses count; the others stay candidates.
+            mask: bool [B], True for pairs whose losses count; the others stay candidates. Of no pair the loss is 0 (NaN there).
 
         Raises:
             NotImplementedError: LOCAL or NONE across ranks; cross_entropy_kwargs.
