@@ -54,10 +54,11 @@ def cached_step(
             are found. Their gradients are averaged once, with the last chunk of every encoder, which are encoded together.
 
     Returns:
-        What `loss` returned, its loss detached. Gradients are added to `.grad`, as by `loss.backward()`.
+        What `loss` returned, its tensors detached. Gradients are added to `.grad`, as by `loss.backward()`.
 
     Raises:
-        TypeError, ValueError: an argument of another type or size; an output of another number of rows; a loss that is not 0-d.
+        TypeError, ValueError: an argument of another type or size; an output of another number of rows; a loss that is not 0-d; a
+            DistributedDataParallel with static_graph, or with find_unused_parameters where several encoders share one.
     """
     several = isinstance(encoders, Sequence)
     functions: list[Encoder] = list(encoders) if isinstance(encoders, Sequence) else [encoders]
@@ -79,6 +80,7 @@ def cached_step(
         for place, (pair, size) in enumerate(zip(zip(functions, given, strict=True), sizes, strict=True))
     ]
     wrappers = _synchronised([*functions, *([parallel] if isinstance(parallel, nn.Module) else parallel)])
+    _check_wrappers(wrappers, functions)
 
     with _no_sync(wrappers), torch.no_grad():
         embeddings = [_Embeddings([chunk.first() for chunk in column]) for column in columns]
@@ -114,8 +116,7 @@ def cached_step(
                 _backward(pairs)
         del pairs
         torch.clear_autocast_cache()
-    detached = value.detach()
-    return (detached, *result[1:]) if isinstance(result, tuple) else detached
+    return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, result)
 
 
 class _Chunk:
@@ -277,6 +278,20 @@ def _synchronised(candidates: list[Any]) -> list[Any]:
         if isinstance(owner, nn.Module):
             found |= {id(module): module for module in owner.modules() if hasattr(module, "no_sync")}
     return list(found.values())
+
+
+def _check_wrappers(wrappers: list[Any], encoders: list[Encoder]) -> None:
+    if any(getattr(wrapper, "static_graph", False) for wrapper in wrappers):
+        raise ValueError(
+            "cached_step: a DistributedDataParallel with static_graph=True takes no step in chunks; leave it out"
+        )
+    # a module without a wrapper within calls none
+    callers = [e for e in encoders if not isinstance(e, nn.Module) or _synchronised([e])]
+    if len(wrappers) < len(callers) and any(getattr(w, "find_unused_parameters", False) for w in wrappers):
+        raise ValueError(
+            "cached_step: a DistributedDataParallel that several encoders call looks for unused parameters at each call, and "
+            "finds the other encoders'; wrap each encoder by itself, or leave find_unused_parameters out"
+        )
 
 
 @contextlib.contextmanager

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -253,6 +254,52 @@ def test_messages() -> None:
         ValueError, match=r"loss must return a 0-d tensor, or a tuple that begins with one, got \[11, 6\]"
     ):
         cached_step(towers, (x, y), lambda x, y: x * y, chunk_size=4)
+
+
+class Wrapper(nn.Module):
+    """What cached_step looks at in a DistributedDataParallel."""
+
+    def __init__(self, module: nn.Module, **options: bool) -> None:
+        super().__init__()
+        self.module, self.static_graph, self.find_unused_parameters = module, False, False
+        vars(self).update(options)
+
+    def no_sync(self) -> Any:
+        return contextlib.nullcontext()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.module(x)
+        return out
+
+
+def test_options_of_a_wrapper_that_chunks_defeat() -> None:
+    """torch would end with an internal error, or say that a variable is ready twice."""
+    pair, given = Pair(), inputs(ROWS, WIDTH)
+
+    def step(image: Any, text: Any, **options: Any) -> None:
+        cached_step((image, text), given, LOSSES["info_nce"](pair), chunk_size=4, **options)
+
+    fixed = Wrapper(pair.image, static_graph=True)
+    shared, own = (Wrapper(pair.image, find_unused_parameters=True) for _ in range(2))
+    for parallel in (shared, [shared]):
+        with pytest.raises(ValueError, match="several encoders call looks for unused parameters"):
+            step(lambda x: shared(x), lambda y: pair.text(y), parallel=parallel)
+    with pytest.raises(ValueError, match="static_graph=True takes no step in chunks"):
+        step(fixed, pair.text)
+    step(own, pair.text)
+    step(lambda x: own(x), Wrapper(pair.text), parallel=own)
+
+
+def test_what_the_loss_says_besides_keeps_its_type_and_no_graph() -> None:
+    class Said(NamedTuple):
+        loss: Tensor
+        mean: Tensor
+
+    pair, given = Pair(), inputs(ROWS, WIDTH)
+    found = cached_step(
+        (pair.image, pair.text), given, lambda x, y: Said(info_nce(x, y), x.mean()), chunk_size=4
+    )
+    assert isinstance(found, Said) and not found.loss.requires_grad and not found.mean.requires_grad
 
 
 class Both(nn.Module):

@@ -92,8 +92,9 @@ class AttentionCritic(nn.Module):
         Raises:
             TypeError, ValueError: shapes or dtypes do not fit, also of what the networks return.
         """
-        _check("locations", locations, "location_mask", location_mask, "B, R, We")
-        _check("words", words, "word_mask", word_mask, "C, T, Wg")
+        with distributed.raise_together(locations, words, alone=not across_ranks):
+            _check("locations", locations, "location_mask", location_mask, "B, R, We")
+            _check("words", words, "word_mask", word_mask, "C, T, Wg")
         keys, values = (
             project(layers, locations, location_mask) for layers in (self.image_key, self.image_value)
         )

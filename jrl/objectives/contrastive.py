@@ -113,24 +113,33 @@ class ContrastiveObjective(nn.Module):
 
         Args:
             x, y: [M, D], [N, D], of unit length for a cosine.
-            positives: see `jrl_kernels.info_nce`; row i with row i when None.
+            positives: see `jrl_kernels.info_nce`; row i with row i when None. Across ranks an index is a row of this rank's y
+                too, ids are compared with those of all ranks, and a sparse matrix is [M, all ranks' rows of y].
             negatives: [Q, D] further keys without gradient.
             exclude: ids whose equal pairs are no negatives.
-            weights: [M] weights of the rows.
+            weights: [M] weights of the rows; across ranks only without `positives`.
 
         Returns:
             The 0-d loss, and detached 0-d statistics: the scale, and for "info_nce" top-1 accuracy, entropy
             and the bound log N − loss (nats) of each direction.
 
         Raises:
-            TypeError, ValueError: as the op; ValueError also for what the sigmoid loss does not have.
+            TypeError, ValueError: as the op, on every rank; ValueError also for M ≠ N without `positives` and for what the
+                sigmoid loss does not have.
         """
-        scale = self.scale
-        if self.loss == "sigmoid":
+        with distributed.raise_together(x, y):
+            if positives is None and len(x) != len(y):
+                raise ValueError(
+                    f"x, y: expected the same number of rows without positives, got {len(x)} and {len(y)}"
+                )
             given = {"negatives": negatives, "exclude": exclude, "weights": weights}
             refused = [name for name, value in given.items() if value is not None]
-            if refused:
+            if self.loss == "sigmoid" and refused:
                 raise ValueError(f"{', '.join(refused)}: the sigmoid loss does not take it")
+            if several_ranks():
+                positives = _named_by_id(positives, y)
+        scale = self.scale
+        if self.loss == "sigmoid":
             loss = self._across_ranks(distributed.sigmoid_contrastive, sigmoid_contrastive)(
                 x,
                 y,
@@ -195,6 +204,18 @@ def several_ranks() -> bool:
         and torch.distributed.is_initialized()
         and torch.distributed.get_world_size() > 1
     )
+
+
+def _named_by_id(positives: Any, y: Tensor) -> Any:
+    """An index of this rank's rows of y as ids, which mean the same on every rank; other positives as they are."""
+    index = isinstance(positives, Tensor) and positives.layout == torch.strided
+    if not index or positives.dtype != torch.int64 or positives.ndim != 1:
+        return positives
+    # looking at a value would stall an accelerator, which checks an index by itself
+    if positives.device.type == "cpu" and not bool(((positives >= 0) & (positives < len(y))).all()):
+        raise ValueError(f"positives: expected rows of y in [0, {len(y)}), got {positives.tolist()}")
+    own = row_ids(len(y), y.device, across_ranks=True)
+    return own[positives], own
 
 
 def row_ids(rows: int, device: torch.device, across_ranks: bool) -> Tensor:

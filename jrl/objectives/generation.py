@@ -76,8 +76,8 @@ def pair_contrastive(
 
     Gradients: x, y.
     """
-    direction = _direction(directions)
-    scale = _inverse(temperature)
+    with distributed.raise_together(x, y):
+        direction, scale = _direction(directions), _inverse(temperature)
     loss, stats = (distributed.info_nce if several_ranks() else info_nce)(
         x, y, scale=scale, normalize=True, direction=direction, return_stats=True, backend=backend
     )
@@ -113,7 +113,8 @@ def word_contrastive(
 
     Returns, Raises: as `pair_contrastive`. Gradients: regions, words.
     """
-    direction = _direction(directions)
+    with distributed.raise_together(regions, words):
+        direction = _direction(directions)
     several = several_ranks()
     scores = (distributed.word_region_scores if several else word_region_scores)(
         regions,

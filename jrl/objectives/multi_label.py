@@ -36,7 +36,7 @@ class MultiLabelObjective(ContrastiveObjective):
         init_scale, max_scale, learnable, direction, multi_positive, backend, form: as in `ContrastiveObjective`.
 
     Raises:
-        ValueError: a value outside those named.
+        ValueError: a value outside those named, or form="ring" with duplicate_texts="exclude".
     """
 
     def __init__(
@@ -64,6 +64,10 @@ class MultiLabelObjective(ContrastiveObjective):
             raise ValueError(
                 f"duplicate_texts: expected one of {', '.join(DUPLICATES)}, got {duplicate_texts!r}"
             )
+        if duplicate_texts == "exclude" and form == "ring":
+            raise ValueError(
+                "form: duplicate_texts='exclude' stores all logits, so nothing goes round a ring"
+            )
         self.duplicate_texts = duplicate_texts
 
     def forward(  # type: ignore[override]
@@ -85,14 +89,17 @@ class MultiLabelObjective(ContrastiveObjective):
             TypeError, ValueError: as `jrl_kernels.info_nce`; ValueError also when shapes do not fit or
                 `text_ids` is missing.
         """
-        _check_ids(owners, text_ids, len(y))
+        with distributed.raise_together(x, y):
+            self._check_ids(owners, text_ids, len(y))
         if self.duplicate_texts == "exclude":
             everything = distributed.gather(y) if several_ranks() else y
-            return self.of_scores(_cosines(x, everything), owners, text_ids=text_ids)
+            with distributed.raise_together(x, y):
+                scores = _cosines(x, everything)
+            return self.of_scores(scores, owners, text_ids=text_ids)
         own, owned = _named_apart(len(x), owners)
         positives: Any = (own, owned)
         if self.duplicate_texts == "positive":
-            positives = _has_text(*_pairs(own, owned, self._needed(text_ids))).to_sparse_csr()
+            positives = _has_text(*_pairs(own, owned, text_ids)).to_sparse_csr()
         scale = self.scale
         softmax = self._across_ranks(distributed.info_nce, info_nce)
         loss, stats = softmax(x, y, scale=scale, positives=positives, **self._options())
@@ -111,16 +118,18 @@ class MultiLabelObjective(ContrastiveObjective):
             as `forward`.
         """
         across_ranks = several_ranks()
-        _check_ids(owners, text_ids, len(owners) if across_ranks else scores.shape[1])
+        with distributed.raise_together(scores):
+            self._check_ids(owners, text_ids, len(owners) if across_ranks else scores.shape[1])
         own, owned = _named_apart(len(scores), owners)
         positives: Any = (own, owned)
         if self.duplicate_texts != "negative":
-            belongs, texts = _pairs(own, owned, self._needed(text_ids))
+            belongs, texts = _pairs(own, owned, text_ids)
             said = _has_text(belongs, texts)
             if self.duplicate_texts == "positive":
                 positives = said.to_sparse_csr()
             else:
-                scores = scores.masked_fill(said & ~belongs, _NEVER)
+                with distributed.raise_together(scores):
+                    scores = scores.masked_fill(said & ~belongs, _NEVER)
         scale = self.scale
         softmax = info_nce_from_scores
         if across_ranks:
@@ -146,10 +155,16 @@ class MultiLabelObjective(ContrastiveObjective):
             "backend": self.backend,
         }
 
-    def _needed(self, text_ids: Tensor | None) -> Tensor:
-        if text_ids is None:
+    def _check_ids(self, owners: Tensor, text_ids: Tensor | None, texts: int) -> None:
+        if text_ids is None and self.duplicate_texts != "negative":
             raise ValueError(f"text_ids: duplicate_texts={self.duplicate_texts!r} needs them, got None")
-        return text_ids
+        for name, ids in (("owners", owners), ("text_ids", text_ids)):
+            if ids is None:
+                continue
+            if ids.dtype != torch.int64:
+                raise TypeError(f"{name}: expected int64, got {ids.dtype}")
+            if ids.shape != (texts,):
+                raise ValueError(f"{name}: expected [{texts}] as there are texts, got {list(ids.shape)}")
 
 
 def _named_apart(pictures: int, owners: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,21 +173,11 @@ def _named_apart(pictures: int, owners: Tensor) -> tuple[Tensor, Tensor]:
     return own, owners + row_ids(1, owners.device, several_ranks())
 
 
-def _pairs(own: Tensor, owners: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor]:
+def _pairs(own: Tensor, owners: Tensor, text_ids: Any) -> tuple[Tensor, Tensor]:
     """Which texts of all ranks belong to which of this rank's pictures, bool [B, N], and the ids of those texts [N]."""
     if several_ranks():
         owners, text_ids = distributed.gather(owners), distributed.gather(text_ids)
     return own[:, None] == owners, text_ids
-
-
-def _check_ids(owners: Tensor, text_ids: Tensor | None, texts: int) -> None:
-    for name, ids in (("owners", owners), ("text_ids", text_ids)):
-        if ids is None:
-            continue
-        if ids.dtype != torch.int64:
-            raise TypeError(f"{name}: expected int64, got {ids.dtype}")
-        if ids.shape != (texts,):
-            raise ValueError(f"{name}: expected [{texts}] as there are texts, got {list(ids.shape)}")
 
 
 def _has_text(belongs: Tensor, text_ids: Tensor) -> Tensor:

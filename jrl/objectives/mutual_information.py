@@ -88,30 +88,16 @@ class MutualInformationEstimator(nn.Module):
             TypeError: `scores` is not floating point.
             ValueError: shapes do not fit, fewer than two pairs for jsd and dv, or an option that the bound does not have.
         """
-        if not scores.is_floating_point():
-            raise TypeError(f"scores: expected a floating dtype, got {scores.dtype}")
-        square = across_ranks or (len(scores) and scores.shape[:1] == scores.shape[1:2])
-        if scores.ndim not in (2, 3) or not square:
-            raise ValueError(f"scores: expected [N, N] or [N, N, T], got {list(scores.shape)}")
-        if (word_mask is not None) and scores.ndim == 2:
-            raise ValueError(f"word_mask: needs scores of every word [N, N, T], got {list(scores.shape)}")
-        if scores.ndim == 3 and (self.bound != "nce" or self.direction != "text_to_image"):
-            raise ValueError(
-                "scores: scores of every word [N, N, T] need bound 'nce' and direction 'text_to_image', "
-                f"got {self.bound!r} and {self.direction!r}"
-            )
+        with distributed.raise_together(scores, alone=not across_ranks):
+            self._check(scores, word_mask, exclude, valid, across_ranks)
         if valid is not None:
-            if scores.ndim == 3 or valid.dtype != torch.bool or valid.shape != scores.shape[:1]:
-                raise ValueError(
-                    f"valid: expected bool [{len(scores)}] for scores [N, N], got {valid.dtype} {list(valid.shape)}"
-                )
             everywhere = distributed.gather(valid) if across_ranks else valid
             scores = scores[valid][:, everywhere]
             exclude = None if exclude is None else exclude[valid]
             if scores.shape[1] < min(2, len(everywhere)):
                 return self._nothing(scores.sum())
         if self.bound != "nce":
-            return self._divergence(scores, exclude, across_ranks)
+            return self._divergence(scores, across_ranks)
         options: dict[str, Any] = {"direction": DIRECTIONS[self.direction], "backend": self.backend}
         if scores.ndim == 3:
             loss, ceiling = _word_loss(scores, word_mask, exclude, options, across_ranks)
@@ -126,6 +112,45 @@ class MutualInformationEstimator(nn.Module):
         saturation = bound.detach() / ceiling.clamp(min=torch.finfo(ceiling.dtype).tiny)
         return -bound, {"bound": bound.detach(), "ceiling": ceiling, "saturation": saturation}
 
+    def _check(
+        self,
+        scores: Tensor,
+        word_mask: Tensor | None,
+        exclude: Tensor | None,
+        valid: Tensor | None,
+        across_ranks: bool,
+    ) -> None:
+        if not scores.is_floating_point():
+            raise TypeError(f"scores: expected a floating dtype, got {scores.dtype}")
+        square = across_ranks or (len(scores) and scores.shape[:1] == scores.shape[1:2])
+        if scores.ndim not in (2, 3) or not square:
+            raise ValueError(f"scores: expected [N, N] or [N, N, T], got {list(scores.shape)}")
+        if (word_mask is not None) and scores.ndim == 2:
+            raise ValueError(f"word_mask: needs scores of every word [N, N, T], got {list(scores.shape)}")
+        if scores.ndim == 3 and (self.bound != "nce" or self.direction != "text_to_image"):
+            raise ValueError(
+                "scores: scores of every word [N, N, T] need bound 'nce' and direction 'text_to_image', "
+                f"got {self.bound!r} and {self.direction!r}"
+            )
+        if scores.ndim == 3 and word_mask is not None:
+            expected = scores.shape[1:]
+            if word_mask.dtype != torch.bool or word_mask.shape != expected:
+                raise ValueError(
+                    f"word_mask: expected bool {list(expected)}, got {word_mask.dtype} {list(word_mask.shape)}"
+                )
+        if valid is not None and (
+            scores.ndim == 3 or valid.dtype != torch.bool or valid.shape != scores.shape[:1]
+        ):
+            raise ValueError(
+                f"valid: expected bool [{len(scores)}] for scores [N, N], got {valid.dtype} {list(valid.shape)}"
+            )
+        if self.bound != "nce" and exclude is not None:
+            raise ValueError(f"exclude: the bound {self.bound!r} cannot leave pairs out")
+        if self.bound != "nce" and scores.shape[1] < 2:
+            raise ValueError(
+                f"scores: the bound {self.bound!r} needs at least 2 pairs, got {scores.shape[1]}"
+            )
+
     def to_config(self) -> dict[str, Any]:
         """Arguments that build this estimator again, in JSON types."""
         return {"bound": self.bound, "direction": self.direction, "backend": self.backend}
@@ -136,18 +161,15 @@ class MutualInformationEstimator(nn.Module):
         names = ("bound", "ceiling", "saturation") if self.bound == "nce" else ("bound",)
         return nothing, dict.fromkeys(names, nothing.detach())
 
-    def _divergence(
-        self, scores: Tensor, exclude: Tensor | None, across_ranks: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _divergence(self, scores: Tensor, across_ranks: bool) -> tuple[Tensor, dict[str, Tensor]]:
         rows, count = scores.shape
-        if exclude is not None:
-            raise ValueError(f"exclude: the bound {self.bound!r} cannot leave pairs out")
-        if count < 2:
-            raise ValueError(f"scores: the bound {self.bound!r} needs at least 2 pairs, got {count}")
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         mean = distributed.mean if across_ranks else torch.mean
         own = row_ids(rows, scores.device, across_ranks)
         same = own[:, None] == (distributed.gather(own) if across_ranks else own)
+        with distributed.raise_together(scores, alone=not across_ranks):
+            if same.shape != scores.shape:
+                raise ValueError(f"scores: expected {list(same.shape)}, got {list(scores.shape)}")
         if self.bound == "jsd":
             # logsigmoid is exact where softplus turns linear
             others = F.logsigmoid(-scores).masked_fill(same, 0.0).sum(dim=1) / (count - 1)
@@ -197,23 +219,17 @@ def _word_loss(
     pictures, captions, words = scores.shape
     if word_mask is None:
         word_mask = torch.ones(captions, words, dtype=torch.bool, device=scores.device)
-    if word_mask.dtype != torch.bool or word_mask.shape != (captions, words):
-        raise ValueError(
-            f"word_mask: expected bool [{captions}, {words}], got {word_mask.dtype} {list(word_mask.shape)}"
-        )
 
     def both(own: Tensor) -> tuple[Tensor, Tensor]:
         """Of the pictures, and of every word of this rank's captions."""
         return distributed.gather(own) if across_ranks else own, own.repeat_interleave(words)
 
+    options["positives"] = both(row_ids(captions, scores.device, across_ranks))
+    options["exclude"] = None if exclude is None else both(exclude)
     # each word has all its candidates here, so nothing but the mean is left to the other ranks
-    losses = info_nce_from_scores(
-        scores.flatten(1),
-        positives=both(row_ids(captions, scores.device, across_ranks)),
-        exclude=None if exclude is None else both(exclude),
-        reduction="none",
-        **options,
-    ).unflatten(0, (captions, words))
+    with distributed.raise_together(scores, alone=not across_ranks):
+        losses = info_nce_from_scores(scores.flatten(1), reduction="none", **options)
+    losses = losses.unflatten(0, (captions, words))
     total = losses.masked_fill(~word_mask, 0.0).sum(dim=1)
     each = total / (word_mask.sum(dim=1).to(total.dtype) + _WORDS_EPS)
     spoken = word_mask.any(dim=1)

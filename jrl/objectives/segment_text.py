@@ -23,8 +23,9 @@ class SegmentTextObjective(MultiLabelObjective):
 
     Args:
         attention_scale: factor of the attention's logits; 0 averages the segments, ∞ would take the nearest.
-        duplicate_texts, init_scale, max_scale, learnable, direction, multi_positive, backend, form: as in
+        duplicate_texts, init_scale, max_scale, learnable, direction, multi_positive, backend: as in
             `MultiLabelObjective`.
+        form: "gather", for every rank scores the texts of all.
 
     Raises:
         ValueError: a value outside those named.
@@ -53,6 +54,8 @@ class SegmentTextObjective(MultiLabelObjective):
             backend=backend,
             form=form,
         )
+        if form == "ring":
+            raise ValueError("form: every rank scores the texts of all, so nothing goes round a ring")
         if not attention_scale >= 0:
             raise ValueError(f"attention_scale: expected 0 or more, got {attention_scale}")
         self.attention_scale = attention_scale
@@ -75,12 +78,15 @@ class SegmentTextObjective(MultiLabelObjective):
         Returns, Raises:
             as `MultiLabelObjective`, and as `jrl_kernels.attention_critic`.
         """
+        with distributed.raise_together(texts):
+            self._check_ids(owners, text_ids, len(texts))
         if several_ranks():
             texts = distributed.gather(texts)
         words = texts[:, None]  # each text is a caption of one word
-        scores = attention_critic(
-            segments, segments, words, words, scale=self.attention_scale, backend=self.backend
-        )
+        with distributed.raise_together(texts):
+            scores = attention_critic(
+                segments, segments, words, words, scale=self.attention_scale, backend=self.backend
+            )
         return self.of_scores(scores, owners, text_ids=text_ids)
 
     def to_config(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The contrastive losses over the batches of all ranks of a torch.distributed process group."""
 
+from .agreement import raise_together
 from .critics import max_sim, word_region_scores
 from .losses import info_nce, info_nce_from_scores
 from .ranks import gather, mean
@@ -11,6 +12,7 @@ __all__ = [
     "info_nce_from_scores",
     "max_sim",
     "mean",
+    "raise_together",
     "sigmoid_contrastive",
     "word_region_scores",
 ]

@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import _checks
 from .ranks import Ranks
 
 FORMS = ("gather", "ring")
@@ -123,6 +124,14 @@ def _sum(parts: Sequence[Tensor]) -> Tensor:
 
 
 Carrier = Gathered | Ring
+
+
+def check_form(op: str, form: str, backend: str) -> None:
+    _checks.choice(op, "form", form, FORMS)
+    if form == "ring" and backend == "reference":
+        raise NotImplementedError(
+            f"{op}: form 'ring' needs a fused backend, got 'reference'; use form='gather'"
+        )
 
 
 def carrier(form: str, ranks: Ranks) -> Carrier:

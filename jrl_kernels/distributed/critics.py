@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import _checks
 from ..ops.max_sim import max_sim as local_max_sim
 from ..ops.word_region import word_region_scores as local_word_region_scores
+from .agreement import raise_together
 from .carriers import FORMS, Ring
 from .ranks import Ranks, gather_rows
 
@@ -32,7 +33,8 @@ def max_sim(
 
     Args:
         regions: [b, R, D], this rank's.
-        words: [b, T, D], this rank's; T may differ between ranks.
+        words: [b, T, D], this rank's; T may differ between ranks, but where regions search words with mask_mode="zero": there
+            a masked word has similarity 0, and so would padding to the longest.
         word_mask: bool [b, T], True = valid; None = all.
         form: "gather" (every rank holds the words of all) or "ring" (they come by in blocks of one rank's captions, and come by
             again in the backward, which computes the scores a second time).
@@ -87,25 +89,42 @@ def _scores(
     form: str,
     group: dist.ProcessGroup | None,
 ) -> Tensor:
-    _checks.choice(op, "form", form, FORMS)
-    sizes: dict[str, int] = {}
-    _checks.shaped(op, "words", words, "b T D", sizes)
-    if values is not None:
-        _checks.shaped(op, "word_values", values, "b T E", sizes)
-    if mask is not None:
-        _checks.mask(op, "word_mask", mask, "b T", sizes, "words", words)
-    captions = {"words": words} if values is None else {"words": words, "word_values": values}
+    with raise_together(words, *own.values(), group=group):
+        _checks.choice(op, "form", form, FORMS)
+        sizes: dict[str, int] = {}
+        _checks.shaped(op, "words", words, "b T D", sizes)
+        if values is not None:
+            _checks.shaped(op, "word_values", values, "b T E", sizes)
+        if mask is not None:
+            _checks.mask(op, "word_mask", mask, "b T", sizes, "words", words)
+        captions = {"words": words} if values is None else {"words": words, "word_values": values}
+        # of no captions a critic costs next to nothing, and checks everything else
+        with torch.no_grad():
+            critic(
+                **own, **{name: tensor.new_empty(0, 1, tensor.shape[2]) for name, tensor in captions.items()}
+            )
     learning = [
         name
         for name, value in (*captions.items(), *own.items())
         if torch.is_grad_enabled() and isinstance(value, Tensor) and value.requires_grad
     ]
     # of this rank's own side, only whether there is a backward at all decides what other ranks wait for
-    agreed = form, mask is None, values is None, *(name in learning for name in captions), bool(learning)
+    # where a masked word has similarity 0, padding to another rank's length would win over negative ones
+    searched = own.get("mask_mode") == "zero" and own.get("direction", "words") != "words"
+    agreed = (
+        *(form, mask is None, *(name in learning for name in captions), bool(learning)),
+        words.shape[1] if searched else None,
+        None if values is None else (values.shape[2], values.dtype),
+        sorted(
+            (name, value)
+            for name, value in own.items()
+            if not isinstance(value, Tensor) and name != "region_mask"  # which a rank may well do without
+        ),
+    )
     # ranks pad their captions to lengths of their own: what they must agree in is the width and the dtype
     ranks = Ranks(op, words.new_empty(words.shape[0], words.shape[2]), agreed, group, even=False)
     lengths = ranks.stack(torch.tensor(words.shape[1], device=words.device)).tolist()
-    longest = max(lengths)
+    longest = max(1, *lengths)  # a critic needs a word, be it of no caption
     if mask is None and min(lengths) < longest:
         mask = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
     missing = longest - words.shape[1]
@@ -150,6 +169,8 @@ class _RingScores(torch.autograd.Function):
         travelling = [*tensors[:count], *([] if mask is None else [mask.to(torch.uint8)])]
         brought = settings.ring.bring(*travelling)
         settings.ring.visit(brought, compute)
+        if not pieces:  # no rank has a caption
+            pieces[0, 0] = _of_block(settings, own, mask is not None, tuple(part[:0] for part in brought))
         ctx.settings, ctx.constant, ctx.masked = settings, constant, mask is not None
         ctx.save_for_backward(*tensors, *brought)
         return torch.cat([pieces[place] for place in sorted(pieces)], 1)

@@ -16,8 +16,9 @@ from ..ops.info_nce import info_nce as whole_info_nce
 from ..ops.info_nce import info_nce_from_scores as whole_from_scores
 from ..ops.info_nce.op import DIRECTIONS, InfoNCEStatistics, row_losses
 from ..ops.info_nce.reference import RowLosses
-from .carriers import FORMS, carrier
-from .positives import rank_positives
+from .agreement import Columns, raise_together
+from .carriers import carrier, check_form
+from .positives import check_positives, rank_positives
 from .ranks import Ranks, gather_rows, global_loss
 from .softmax import Losses, Settings
 
@@ -73,38 +74,37 @@ def info_nce(
         The 0-d loss of the whole batch, the same bits on every rank; with return_stats a tuple.
 
     Raises:
-        TypeError, ValueError: as `jrl_kernels.info_nce`; ValueError on every rank where they disagree in widths,
-            dtypes, options, or in which tensors have gradients.
+        TypeError, ValueError: as `jrl_kernels.info_nce`; on every rank, where one rank alone refuses its arguments ValueError on
+            the others (see `raise_together`). ValueError on every rank where they disagree in widths, dtypes, options or which
+            tensors have gradients. With even=True a rank raises alone.
         NotImplementedError: the ring with backend "reference".
         RuntimeError: no process group, or a rank was lost.
 
-    Gradients: x, y, scale; once differentiable.
+    Gradients: x, y, scale, weights (bias: zero); once differentiable.
     """
     op = "distributed.info_nce"
-    _checks.matrix(op, "x", x)
-    _checks.matrix(op, "y", y, columns=x.shape[1])
-    _checks.same_device(op, "y", y, "x", x)
-    if negatives is not None:
-        _checks.matrix(op, "negatives", negatives, columns=x.shape[1])
-        negatives = negatives.detach()
-    x, y, negatives = _checks.autocast(x, y, negatives)  # type: ignore[assignment]
-    _checks.same_dtype(op, "y", y, "x", x)
-    if negatives is not None:
-        _checks.same_dtype(op, "negatives", negatives, "x", x)
-    if normalize:
-        x, y = F.normalize(x, dim=1), F.normalize(y, dim=1)
-        negatives = None if negatives is None else F.normalize(negatives, dim=1)
-    backend = _dispatch.select(op, backend, "info_nce", x)
-    _checks.choice(op, "form", form, FORMS)
-    if form == "ring" and backend == "reference":
-        raise NotImplementedError(
-            f"{op}: form 'ring' needs a fused backend, got 'reference'; use form='gather'"
-        )
-    factor = _checks.scalar(op, "scale", scale, "x", x)
-    inputs = _Inputs(x, y, None, factor, negatives)
-    call = _Call(op, positives, exclude, direction, multi_positive, weights, return_stats, gradients, backend)
-    ranks = Ranks(op, y, (form, normalize, *_agreed(call, inputs)), group, even)
-    return _loss(call, inputs, bias, form, ranks)
+    with raise_together(x, y, group=group, alone=even):
+        _checks.matrix(op, "x", x)
+        _checks.matrix(op, "y", y, columns=x.shape[1])
+        _checks.same_device(op, "y", y, "x", x)
+        if negatives is not None:
+            _checks.matrix(op, "negatives", negatives, columns=x.shape[1])
+            _checks.same_device(op, "negatives", negatives, "x", x)
+            negatives = negatives.detach()
+        x, y, negatives = _checks.autocast(x, y, negatives)  # type: ignore[assignment]
+        _checks.same_dtype(op, "y", y, "x", x)
+        if negatives is not None:
+            _checks.same_dtype(op, "negatives", negatives, "x", x)
+        if normalize:
+            x, y = F.normalize(x, dim=1), F.normalize(y, dim=1)
+            negatives = None if negatives is None else F.normalize(negatives, dim=1)
+        inputs = _Inputs(x, y, None, _checks.scalar(op, "scale", scale, "x", x), negatives)
+        call = _Call(
+            op, bias, positives, exclude, direction, multi_positive, weights, return_stats, gradients, form, backend
+        )  # fmt: skip
+        call, columns = _checked(call, inputs, y.shape[0], even)
+    ranks = Ranks(op, y, (normalize, *_agreed(call, inputs)), group, even, columns)
+    return _loss(call, inputs, ranks)
 
 
 def info_nce_from_scores(
@@ -134,17 +134,19 @@ def info_nce_from_scores(
     Returns, Raises: as `info_nce`. Gradients: scores, scale.
     """
     op = "distributed.info_nce_from_scores"
-    _checks.matrix(op, "scores", scores)
-    backend = _dispatch.select(op, backend, "info_nce", scores)
-    inputs = _Inputs(None, None, scores, _checks.scalar(op, "scale", scale, "scores", scores), None)
-    call = _Call(op, positives, exclude, direction, multi_positive, weights, return_stats, gradients, backend)
-    own = scores.shape[0] if columns is None else _checks.integer(op, "columns", columns, 0)
-    ranks = Ranks(op, scores.new_empty(own), _agreed(call, inputs), group, even=False)
-    if scores.shape[1] != ranks.total:
-        raise ValueError(
-            f"{op}: scores must be [{scores.shape[0]}, {ranks.total}], with the columns of all ranks, got {list(scores.shape)}"
-        )
-    return _loss(call, inputs, bias, "gather", ranks)
+    with raise_together(scores, group=group):
+        _checks.matrix(op, "scores", scores)
+        inputs = _Inputs(None, None, scores, _checks.scalar(op, "scale", scale, "scores", scores), None)
+        own = scores.shape[0] if columns is None else _checks.integer(op, "columns", columns, 0)
+        call = _Call(
+            op, bias, positives, exclude, direction, multi_positive, weights, return_stats, gradients, "gather", backend
+        )  # fmt: skip
+        call, wanted = _checked(call, inputs, own, even=False)
+        if not wanted.least <= scores.shape[1] <= wanted.most:
+            raise ValueError(f"{op}: positives have {wanted} columns, scores have {scores.shape[1]}")
+    wanted = Columns.exactly(scores.shape[1])
+    ranks = Ranks(op, scores.new_empty(own), _agreed(call, inputs), group, False, wanted)
+    return _loss(call, inputs, ranks)
 
 
 class _Inputs(NamedTuple):
@@ -162,26 +164,70 @@ class _Inputs(NamedTuple):
 
 
 class _Call(NamedTuple):
+    """What a loss is called with besides the tensors that have gradients."""
+
     op: str
+    bias: Any
     positives: Any
     exclude: Any
     direction: str
     multi_positive: str
-    weights: Tensor | None
+    weights: Any
     return_stats: bool
     gradients: str
+    form: str
     backend: str
+
+
+def _checked(call: _Call, inputs: _Inputs, columns: int, even: bool) -> tuple[_Call, Columns]:
+    """The call with tensors in the place of what was given, and how many columns of all ranks it is made for.
+
+    Args:
+        columns: this rank's.
+    """
+    op, first = call.op, inputs.first
+    shape = first.shape[0], columns
+    _checks.choice(op, "direction", call.direction, DIRECTIONS)
+    _checks.choice(op, "multi_positive", call.multi_positive, ("mean", "sum"))
+    _checks.choice(op, "gradients", call.gradients, GRADIENTS)
+    backend = _dispatch.select(op, call.backend, "info_nce", first)
+    check_form(op, call.form, backend)
+    sparse = isinstance(call.positives, Tensor) and call.positives.layout != torch.strided
+    if backend == "reference" and (inputs.negatives is not None or sparse):
+        raise NotImplementedError(
+            f"{op}: backend 'reference' takes neither negatives nor sparse positives, which belong to a rank; "
+            "use 'cpu' or 'triton'"
+        )
+    wanted = check_positives(op, call.positives, shape, first, even)
+    weights = call.weights
+    if weights is not None:
+        if call.positives is not None:
+            raise ValueError(
+                f"{op}: weights need positives=None, so that a pair's weight is its column's too"
+            )
+        weights = _checks.vector(op, "weights", weights, shape[0], "x", first).to(inputs.scale.dtype)
+    checked = call._replace(
+        bias=None if call.bias is None else _checks.scalar(op, "bias", call.bias, "x", first),
+        exclude=exclusions(op, call.exclude, shape, inputs.negatives, first) or (),
+        weights=weights,
+        backend=backend,
+    )
+    return checked, wanted
 
 
 def _agreed(call: _Call, inputs: _Inputs) -> tuple[Any, ...]:
     """What decides which collectives follow, so that ranks that differ in it would hang."""
-    _checks.choice(call.op, "direction", call.direction, DIRECTIONS)
-    _checks.choice(call.op, "multi_positive", call.multi_positive, ("mean", "sum"))
-    _checks.choice(call.op, "gradients", call.gradients, GRADIENTS)
+    options = call.direction, call.multi_positive, call.gradients, call.return_stats, call.form, call.backend
     # of what each rank has its own, only the kind
-    kinds = (type(own).__name__ for own in (call.positives, call.exclude, call.weights))
-    options = call.direction, call.multi_positive, call.gradients, call.return_stats, call.backend
-    return (*options, *kinds, *differentiated(inputs.y, inputs.first, inputs.scale))
+    kinds = type(call.positives).__name__, len(call.exclude[:2]), call.weights is None
+    learning = differentiated(inputs.y, inputs.first, inputs.scale)
+    if call.backend == "reference":  # which gathers each tensor with its gradient
+        learning = tuple(
+            name
+            for name, tensor in (*inputs._asdict().items(), ("weights", call.weights))
+            if differentiated(tensor)
+        )
+    return (*options, *kinds, *learning)
 
 
 def differentiated(y: Tensor | None, *others: Tensor) -> tuple[str, ...]:
@@ -198,23 +244,20 @@ def differentiated(y: Tensor | None, *others: Tensor) -> tuple[str, ...]:
     )
 
 
-def _loss(call: _Call, inputs: _Inputs, bias: float | Tensor | None, form: str, ranks: Ranks) -> Any:
-    op, first = call.op, inputs.first
-    shape = first.shape[0], ranks.rows[ranks.rank]
-    which = rank_positives(op, call.positives, shape, ranks, first)
-    exclude = exclusions(op, call.exclude, shape, inputs.negatives, first) or ()
-    weights = call.weights
-    if weights is not None:
-        if call.positives is not None:
-            raise ValueError(
-                f"{op}: weights need positives=None, so that a pair's weight is its column's too"
-            )
-        weights = _checks.vector(op, "weights", weights, shape[0], "x", first).to(inputs.scale.dtype)
-    if call.backend == "reference":
-        return _reference(call, inputs, weights, ranks)
+def _loss(call: _Call, inputs: _Inputs, ranks: Ranks) -> Any:
+    found = _reference(call, inputs, ranks) if call.backend == "reference" else _fused(call, inputs, ranks)
+    loss, stats = found
+    if call.bias is not None:
+        loss = loss + 0.0 * call.bias
+    return (loss, stats) if call.return_stats else loss
+
+
+def _fused(call: _Call, inputs: _Inputs, ranks: Ranks) -> tuple[Tensor, InfoNCEStatistics | None]:
+    first, weights = inputs.first, call.weights
+    which = rank_positives(call.op, call.positives, (first.shape[0], ranks.rows[ranks.rank]), ranks, first)
     settings = Settings(
-        carrier(form, ranks), which, (*exclude, None, None, None)[:3], call.direction, call.multi_positive,
-        call.return_stats, call.backend,
+        carrier(call.form, ranks), which, (*call.exclude, None, None, None)[:3], call.direction,
+        call.multi_positive, call.return_stats, call.backend,
     )  # fmt: skip
     loss_x, loss_y, state_x, state_y = Losses.apply(*inputs, settings)
     sides = {
@@ -228,12 +271,13 @@ def _loss(call: _Call, inputs: _Inputs, bias: float | Tensor | None, form: str, 
     here = torch.stack([_sums(side, weights, call.return_stats) for side in sides.values()])
     everywhere = ranks.sum(here.detach())
     count = torch.where(everywhere[:, 1] == 0, 1.0, everywhere[:, 1])
-    parts, values = here[:, 0] / count, everywhere[:, 0] / count
+    values = everywhere[:, 0] / count
+    # the second term is 0 in all but the gradient of weights, which divide the loss too
+    parts = (here[:, 0] - values * here[:, 1]) / count
     factor = ranks.size if call.gradients == "mean" else 1
     loss = global_loss(parts.mean(), values.mean(), factor)
-    if bias is not None:
-        loss = loss + 0.0 * _checks.scalar(op, "bias", bias, "x", first)
-    return (loss, _statistics(dict(zip(sides, everywhere, strict=True)))) if call.return_stats else loss
+    stats = _statistics(dict(zip(sides, everywhere, strict=True))) if call.return_stats else None
+    return loss, stats
 
 
 def _sums(side: RowLosses, weights: Tensor | None, details: bool) -> Tensor:
@@ -256,36 +300,29 @@ def _statistics(sums: dict[str, Tensor]) -> InfoNCEStatistics:
     return InfoNCEStatistics(*(value for pair in pairs for value in pair))
 
 
-def _reference(call: _Call, inputs: _Inputs, weights: Tensor | None, ranks: Ranks) -> Any:
+def _reference(call: _Call, inputs: _Inputs, ranks: Ranks) -> tuple[Tensor, InfoNCEStatistics]:
     """Every rank computes the whole loss of all gathered rows."""
-    op, positives, scores = call.op, call.positives, inputs.scores
-    if inputs.negatives is not None or (isinstance(positives, Tensor) and positives.layout != torch.strided):
-        raise NotImplementedError(
-            f"{op}: backend 'reference' takes neither negatives nor sparse positives, which belong to a rank; "
-            "use 'cpu' or 'triton'"
-        )
-    rows = Ranks(op, inputs.first, "rows", ranks.group, even=False)
+    rows = Ranks(call.op, inputs.first, "rows", ranks.group, even=False)
 
     def everywhere(ids: Any) -> Any:
         if isinstance(ids, (tuple, list)):
-            return rows.gather(ids[0]), ranks.gather(ids[1])
+            return (rows.gather(ids[0]), ranks.gather(ids[1])) if ids else None
         return None if ids is None else rows.gather(ids)
 
     options: dict[str, Any] = {
-        "positives": everywhere(positives),
+        "positives": everywhere(call.positives),
         "exclude": everywhere(call.exclude),
         "direction": call.direction,
         "multi_positive": call.multi_positive,
-        "weights": None if weights is None else rows.gather(weights),
+        "weights": None if call.weights is None else gather_rows(call.weights, rows),
         "scale": inputs.scale,
         "return_stats": True,
         "backend": "reference",
     }
-    if scores is not None:
-        loss, stats = whole_from_scores(gather_rows(scores, rows), **options)
+    if inputs.scores is not None:
+        loss, stats = whole_from_scores(gather_rows(inputs.scores, rows), **options)
     else:
         assert inputs.x is not None and inputs.y is not None
         loss, stats = whole_info_nce(gather_rows(inputs.x, rows), gather_rows(inputs.y, ranks), **options)
     # a row's gradient is added up over ranks that each have the whole of it
-    loss = global_loss(loss, loss.detach(), 1 if call.gradients == "mean" else 1 / ranks.size)
-    return (loss, stats) if call.return_stats else loss
+    return global_loss(loss, loss.detach(), 1 if call.gradients == "mean" else 1 / ranks.size), stats

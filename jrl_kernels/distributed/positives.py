@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._positives import Positives, parse
+from .agreement import ANY, Columns
 from .ranks import Ranks
 
 
@@ -32,10 +33,14 @@ class RankPositives(NamedTuple):
         return Positives(rows=rows[here], columns=places[here] - columns.start)
 
 
-def rank_positives(
-    op: str, positives: Any, shape: tuple[int, int], ranks: Ranks, like: Tensor
-) -> RankPositives:
-    """The user's `positives` of this rank's [rows, columns].
+def check_positives(op: str, positives: Any, shape: tuple[int, int], like: Tensor, even: bool) -> Columns:
+    """What one rank can say of the user's `positives` of its own [rows, columns].
+
+    Args:
+        even: ranks do not agree, so all but the default is left to `rank_positives`, which reads nothing from a GPU.
+
+    Returns:
+        How many columns of all ranks they are made for.
 
     Raises:
         TypeError, ValueError: as `info_nce`; ValueError also where the default positives find no partner of the same rank.
@@ -44,6 +49,31 @@ def rank_positives(
     if positives is None:
         if rows != columns:
             raise ValueError(f"{op}: x and y must have the same number of rows, got {rows} and {columns}")
+        return ANY
+    if even:
+        return ANY
+    if isinstance(positives, (tuple, list)):
+        parse(op, positives, rows, columns, like)
+        return ANY
+    wanted = ANY
+    if isinstance(positives, Tensor) and positives.layout == torch.sparse_csr:
+        wanted = Columns.exactly(positives.shape[-1])
+    elif isinstance(positives, Tensor) and positives.dtype == torch.int64 and positives.numel():
+        wanted = Columns(max(0, int(positives.max()) + 1))
+    parse(op, positives, rows, wanted.least, like)
+    return wanted
+
+
+def rank_positives(
+    op: str, positives: Any, shape: tuple[int, int], ranks: Ranks, like: Tensor
+) -> RankPositives:
+    """The user's `positives` of this rank's [rows, columns].
+
+    Raises:
+        TypeError, ValueError: as `info_nce`, where ranks have not agreed on `check_positives`.
+    """
+    rows, columns = shape
+    if positives is None:
         row = torch.arange(rows, device=like.device)
         return RankPositives(Positives(rows=row, columns=row + ranks.offset), ranks.slice(ranks.rank))
     by_id = isinstance(positives, (tuple, list))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,8 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .. import _checks
+from .agreement import ANY, Columns, agree, gather_equal, raise_together
+
 T = TypeVar("T")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class Ranks:
@@ -23,14 +24,22 @@ class Ranks:
         options: what else they must agree in.
         group: the process group; the default one when None.
         even: every rank has as many rows. Nothing is exchanged then, and nothing compared.
+        columns: how many rows of all ranks this rank's other arguments are made for.
 
     Raises:
         RuntimeError: torch.distributed is not initialised, or a rank is lost.
-        ValueError: ranks disagree; every rank raises, before any other collective.
+        ValueError: ranks disagree, or one has refused its arguments (see `raise_together`); every rank raises, before any
+            other collective.
     """
 
     def __init__(
-        self, op: str, tensor: Tensor, options: Any, group: dist.ProcessGroup | None, even: bool
+        self,
+        op: str,
+        tensor: Tensor,
+        options: Any,
+        group: dist.ProcessGroup | None,
+        even: bool,
+        columns: Columns = ANY,
     ) -> None:
         if not (dist.is_available() and dist.is_initialized()):
             raise RuntimeError(
@@ -38,27 +47,13 @@ class Ranks:
             )
         self.op, self.group = op, group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        self.rows = [tensor.shape[0]] * self.size if even else self._agree(tensor, options)
+        if even:
+            self.rows = [tensor.shape[0]] * self.size
+        else:
+            self.rows = self.run(
+                "agreeing on sizes and options", lambda: agree(op, tensor, options, columns, group)
+            )
         self.offset, self.total = sum(self.rows[: self.rank]), sum(self.rows)
-
-    def _agree(self, tensor: Tensor, options: Any) -> list[int]:
-        # one small tensor of a fixed size: it cannot hang on what the ranks disagree about
-        shape = (*tensor.shape[1:], 0, 0, 0)[:3]
-        dtype = DTYPES.index(tensor.dtype) if tensor.dtype in DTYPES else -1
-        mine = [tensor.shape[0], tensor.dim(), *shape, dtype, zlib.crc32(repr(options).encode())]
-        found = self._gather_equal(torch.tensor([mine], device=tensor.device)).tolist()
-        for rank, theirs in enumerate(found):
-            for name, place in (("dimensions", 1), ("shape beyond the rows", slice(2, 5)), ("dtype", 5)):
-                if theirs[place] != found[0][place]:
-                    raise ValueError(
-                        f"{self.op}: ranks disagree in {name}: rank 0 has {_shown(name, found[0][place])}, "
-                        f"rank {rank} has {_shown(name, theirs[place])}"
-                    )
-            if theirs[6] != found[0][6]:
-                raise ValueError(
-                    f"{self.op}: ranks 0 and {rank} were called with different options (this rank: {options!r})"
-                )
-        return [row[0] for row in found]
 
     def run(self, what: str, collective: Callable[[], T]) -> T:
         """A collective whose failure says what it was."""
@@ -66,14 +61,12 @@ class Ranks:
             return collective()
         except RuntimeError as error:
             raise RuntimeError(
-                f"{self.op}: {what} failed on rank {self.rank} of {self.size}: a rank died, hung or left the group. {error}"
+                f"{self.op}: {what} failed on rank {self.rank} of {self.size}; "
+                f"if another rank died, hung or raised, look there. {error}"
             ) from error
 
     def _gather_equal(self, tensor: Tensor) -> Tensor:
-        out = tensor.new_empty(self.size * tensor.shape[0], *tensor.shape[1:])
-        gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-        self.run("gathering from all ranks", lambda: gather(out, tensor.contiguous(), group=self.group))
-        return out
+        return self.run("gathering from all ranks", lambda: gather_equal(tensor, self.group))
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Rows [b, ...] of all ranks, in the order of ranks: [N, ...]."""
@@ -136,12 +129,6 @@ class Ranks:
         return self.stack(tensor).sum(0)
 
 
-def _shown(name: str, value: Any) -> Any:
-    if name == "dtype":
-        return "another dtype" if value < 0 else DTYPES[value]
-    return [size for size in value if size] if isinstance(value, list) else value
-
-
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, ranks: Ranks) -> Tensor:
@@ -172,8 +159,12 @@ def gather(tensor: Tensor, *, group: dist.ProcessGroup | None = None) -> Tensor:
 
     Gradients: tensor, of a floating dtype: the sum of what all ranks' losses say of this rank's rows.
     """
+    op = "distributed.gather"
+    with raise_together(tensor, group=group):
+        if _checks.tensor(op, "tensor", tensor).dim() == 0:
+            raise ValueError(f"{op}: tensor must have shape [b, ...], got []")
     differentiable = torch.is_grad_enabled() and tensor.requires_grad
-    ranks = Ranks("distributed.gather", tensor, (str(tensor.dtype), differentiable), group, even=False)
+    ranks = Ranks(op, tensor, (str(tensor.dtype), differentiable), group, even=False)
     return gather_rows(tensor, ranks) if differentiable else ranks.gather(tensor)
 
 
@@ -207,7 +198,10 @@ def mean(values: Tensor, *, group: dist.ProcessGroup | None = None) -> Tensor:
 
     Gradients: values, times the number of ranks, see `info_nce`.
     """
+    op = "distributed.mean"
+    with raise_together(values, group=group):
+        _checks.shaped(op, "values", values, "b", {})
     differentiable = torch.is_grad_enabled() and values.requires_grad
-    ranks = Ranks("distributed.mean", values, differentiable, group, even=False)
+    ranks = Ranks(op, values, differentiable, group, even=False)
     part = values.sum() / max(ranks.total, 1)
     return global_loss(part, ranks.sum(part.detach()), ranks.size)

@@ -12,9 +12,10 @@ from torch import Tensor
 from .. import _checks, _dispatch
 from ..ops.info_nce import sigmoid_contrastive as local_sigmoid_contrastive
 from ..ops.info_nce.sigmoid import backward as operator_backward
-from .carriers import FORMS, Carrier, carrier
+from .agreement import raise_together
+from .carriers import Carrier, carrier, check_form
 from .losses import GRADIENTS, differentiated
-from .positives import RankPositives, rank_positives
+from .positives import RankPositives, check_positives, rank_positives
 from .ranks import Ranks, gather_rows, global_loss
 
 
@@ -46,24 +47,23 @@ def sigmoid_contrastive(
     Raises: as `info_nce` of this module. Gradients: x, y, scale, bias.
     """
     op = "distributed.sigmoid_contrastive"
-    _checks.matrix(op, "x", x)
-    _checks.matrix(op, "y", y, columns=x.shape[1])
-    _checks.same_device(op, "y", y, "x", x)
-    _checks.choice(op, "gradients", gradients, GRADIENTS)
-    _checks.choice(op, "form", form, FORMS)
-    x, y = _checks.autocast(x, y)  # type: ignore[assignment]
-    _checks.same_dtype(op, "y", y, "x", x)
-    factor, offset = _checks.scalar(op, "scale", scale, "x", x), _checks.scalar(op, "bias", bias, "x", x)
-    backend = _dispatch.select(op, backend, "info_nce", x)
-    if form == "ring" and backend == "reference":
-        raise NotImplementedError(
-            f"{op}: form 'ring' needs a fused backend, got 'reference'; use form='gather'"
-        )
-    if normalize:
-        x, y = F.normalize(x, dim=1), F.normalize(y, dim=1)
+    with raise_together(x, y, group=group, alone=even):
+        _checks.matrix(op, "x", x)
+        _checks.matrix(op, "y", y, columns=x.shape[1])
+        _checks.same_device(op, "y", y, "x", x)
+        _checks.choice(op, "gradients", gradients, GRADIENTS)
+        x, y = _checks.autocast(x, y)  # type: ignore[assignment]
+        _checks.same_dtype(op, "y", y, "x", x)
+        factor, offset = _checks.scalar(op, "scale", scale, "x", x), _checks.scalar(op, "bias", bias, "x", x)
+        backend = _dispatch.select(op, backend, "info_nce", x)
+        check_form(op, form, backend)
+        shape = x.shape[0], y.shape[0]
+        columns = check_positives(op, positives, shape, x, even)
+        if normalize:
+            x, y = F.normalize(x, dim=1), F.normalize(y, dim=1)
     agreed = type(positives).__name__, gradients, form, normalize, backend
-    ranks = Ranks(op, y, (*agreed, *differentiated(y, x, factor, offset)), group, even)
-    which = rank_positives(op, positives, (x.shape[0], y.shape[0]), ranks, x)
+    ranks = Ranks(op, y, (*agreed, *differentiated(y, x, factor, offset)), group, even, columns)
+    which = rank_positives(op, positives, shape, ranks, x)
     if backend == "reference":
         if positives is None:
             positives = which.listed.columns

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _checks, info_nce
-from ._softmax import common_dtype, log_sum_exp, row_dots
+from ._softmax import common_dtype, log_sum_exp, row_dots, same_rows
 
 
 class Ranking(NamedTuple):
@@ -31,7 +31,11 @@ def ranking_loss(local: list[Tensor], columns: list[Tensor], first: int, setting
         columns: queries, positives and one matrix for each hard negative, [N, D] each, of all ranks; row i belongs to query i.
         first: the row of `columns` that this rank's first query is.
         settings: whose directions decide what Z sums over.
+
+    Raises:
+        ValueError: queries and positives of different numbers.
     """
+    same_rows("MultipleNegativesRankingLoss", "queries", local[0], "positives", local[1])
     width = len(columns)
     query, positive, *columns = common_dtype(*local, *columns)
     queries, documents = columns[0], torch.cat(columns[1:])
@@ -174,17 +178,20 @@ def _guided_rows(
 ) -> Tensor:
     """The sum of the losses of the anchors `here`."""
     own = torch.arange(here.start, here.stop, device=columns[0].device) + first
-    likeness = row_dots(guides[0][here], guides[1][own])[:, None]
+    here_rows = torch.arange(own.shape[0], device=own.device)
+    # from the product that it is compared with: a copy of the positive is then exactly as alike, and on the host's side of it
+    alike = guides[0][here] @ guides[1].T
+    likeness = alike[here_rows, own][:, None]
     threshold = likeness - margin[0] - likeness.abs() * margin[1]
 
-    def sifted(rows: tuple[Tensor, Tensor], keys: int, keep: Tensor | None = None) -> Tensor:
-        mask = rows[1] @ guides[keys].T > threshold
-        if keep is not None:
-            mask[torch.arange(keep.shape[0], device=keep.device), keep] = False
+    def sifted(rows: tuple[Tensor, Tensor], keys: int, alike: Tensor | None = None) -> Tensor:
+        mask = (rows[1] @ guides[keys].T if alike is None else alike) > threshold
+        if alike is not None:
+            mask[here_rows, own] = False
         return (rows[0] @ columns[keys].T).masked_fill(mask, -torch.inf)
 
     anchor = columns[0][here], guides[0][here]
-    scores = [sifted(anchor, 1, own)]
+    scores = [sifted(anchor, 1, alike)]
     if anchors:
         scores.append(sifted(anchor, 0))
     if positives:

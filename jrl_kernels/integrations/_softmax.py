@@ -13,6 +13,14 @@ from .. import _checks, info_nce
 PAIRS_AT_A_TIME = 1 << 16
 
 
+def same_rows(op: str, x_name: str, x: Tensor, y_name: str, y: Tensor) -> None:
+    """ValueError where two sides of pairs differ in their number of rows: `info_nce` would take the rest for negatives."""
+    if x.shape[0] != y.shape[0]:
+        raise ValueError(
+            f"{op}: {x_name} and {y_name} must have the same number of rows, got {x.shape[0]} and {y.shape[0]}"
+        )
+
+
 def row_dots(x: Tensor, y: Tensor) -> Tensor:
     """Products x_i . y_i of rows, [M], in float32 or wider."""
     wide = _checks.accumulation(x.dtype)

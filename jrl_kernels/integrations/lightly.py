@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import info_nce
+from ..distributed import raise_together
+from ..distributed.losses import differentiated
 from ..distributed.ranks import Ranks, gather_rows
 from ._softmax import common_dtype, log_sum_exp, row_dots
 
@@ -36,8 +38,9 @@ class NTXentLoss(nn.Module):
     Raises:
         ValueError: a temperature of 0, a bank without a width, gather_distributed without torch.distributed.
 
-    Gradients: out0, out1. Across ranks the loss is of this rank's rows, and gathered views carry gradients: after DDP's average
-    they are those of one process with the whole batch.
+    Gradients: out0, out1. Across ranks gathered views carry gradients, and the loss is this rank's share of the whole: its
+    rows' sum times the number of ranks over the rows of all. After DDP's average loss and gradients are those of one process
+    with the whole batch, whatever the ranks' numbers of rows.
     """
 
     bank: Tensor
@@ -66,12 +69,24 @@ class NTXentLoss(nn.Module):
         self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.int64), persistent=False)
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
-        """The loss of two views [B, D], row i with row i: a 0-d tensor."""
-        update = out0.requires_grad
-        out0, out1 = common_dtype(F.normalize(out0, dim=1), F.normalize(out1, dim=1))
+        """The loss of two views [B, D], row i with row i: a 0-d tensor.
+
+        Raises:
+            ValueError: views of different shapes; ranks that differ in width, dtype, bank or in which views have gradients. On
+                every rank.
+        """
+        several = self.gather_distributed and dist.is_initialized() and dist.get_world_size() > 1
+        with raise_together(out0, out1, alone=not several):
+            if out0.shape != out1.shape:
+                raise ValueError(
+                    f"NTXentLoss: out0 and out1 must have the same shape, got {list(out0.shape)} and {list(out1.shape)}"
+                )
+            update = out0.requires_grad
+            out0, out1 = common_dtype(F.normalize(out0, dim=1), F.normalize(out1, dim=1))
         ranks = None
-        if self.gather_distributed and dist.is_initialized() and dist.get_world_size() > 1:
-            ranks = Ranks("NTXentLoss", out0, self.bank.shape, None, even=False)
+        if several:
+            agreed = self.bank.shape, update, differentiated(out0), differentiated(out1)
+            ranks = Ranks("NTXentLoss", out0, agreed, None, even=False)
         if self.bank.numel() == 0:
             return self._between_views(out0, out1, ranks)
         bank = self.bank.to(out0.dtype)  # as it was before this batch
@@ -83,7 +98,8 @@ class NTXentLoss(nn.Module):
         )
         if update:
             self._enqueue(out1.detach() if ranks is None else ranks.gather(out1.detach()))
-        return -F.logsigmoid(row_dots(out0, out1) / self.temperature - negatives).mean()
+        losses = -F.logsigmoid(row_dots(out0, out1) / self.temperature - negatives)
+        return losses.mean() if ranks is None else losses.sum() * (ranks.size / max(ranks.total, 1))
 
     def _between_views(self, out0: Tensor, out1: Tensor, ranks: Ranks | None) -> Tensor:
         all0, all1 = (out0, out1) if ranks is None else (gather_rows(out0, ranks), gather_rows(out1, ranks))
@@ -97,8 +113,9 @@ class NTXentLoss(nn.Module):
             positives=torch.cat([own + total, own]),
             exclude=(torch.cat([own, own + total]), ids),  # a view with itself
             direction="x_to_y",
+            reduction="mean" if ranks is None else "sum",
         )
-        return loss
+        return loss if ranks is None else loss * (ranks.size / max(2 * ranks.total, 1))
 
     @torch.no_grad()
     def _enqueue(self, rows: Tensor) -> None:

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import distributed, info_nce, sigmoid_contrastive
+from ._softmax import same_rows
 
 __all__ = ["ClipLoss", "CoCaLoss", "SigLipLoss"]
 
@@ -41,7 +42,7 @@ class ClipLoss(nn.Module):
     Raises:
         NotImplementedError: use_horovod with several ranks.
         RuntimeError: several ranks, and torch.distributed is not initialised (at the first call).
-        ValueError: rank and world_size are not those of torch.distributed (at the first call).
+        ValueError: rank and world_size are not those of torch.distributed (at the first call); different numbers of features.
 
     Gradients: image_features, text_features, logit_scale (logit_bias: zero).
     """
@@ -79,6 +80,7 @@ class ClipLoss(nn.Module):
             _check_ranks("ClipLoss", self.rank, self.world_size)
             loss = distributed.info_nce(image_features, text_features, **options)
         else:
+            same_rows("ClipLoss", "image_features", image_features, "text_features", text_features)
             loss = info_nce(image_features, text_features, **options)
         return {"contrastive_loss": loss} if output_dict else loss
 
@@ -127,6 +129,7 @@ class SigLipLoss(nn.Module):
             _check_ranks("SigLipLoss", self.rank, self.world_size)
             loss = distributed.sigmoid_contrastive(image_features, text_features, **options)
         else:
+            same_rows("SigLipLoss", "image_features", image_features, "text_features", text_features)
             loss = sigmoid_contrastive(image_features, text_features, **options)
         return {"contrastive_loss": loss} if output_dict else loss
 

@@ -26,6 +26,7 @@ except ImportError as error:
         "jrl_kernels.integrations.sentence_transformers needs it: pip install 'sentence-transformers>=6.2'"
     ) from error
 
+from .. import _checks
 from ._late_interaction import as_mask, as_tensor, every_pair
 from ._ranking import Ranking, guided_loss, ranking_loss
 
@@ -183,6 +184,8 @@ def _ranking_loss(host: Any, columns: list[Tensor]) -> Tensor:
         hardness=host.hardness_mode if host.hardness_strength > 0.0 else None,
         strength=host.hardness_strength,
     )
+    # as the host's similarities, whose norms and products are float32's
+    columns = [column.to(_checks.accumulation(column.dtype)) for column in columns]
     if host.similarity_fct is cos_sim:
         columns = [F.normalize(column, dim=-1) for column in columns]
     local = columns

@@ -14,9 +14,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import distributed, info_nce
+from ._softmax import same_rows
 
 __all__ = ["BackpropType", "ContrastiveLossWithTemperature"]
 
+OP = "ContrastiveLossWithTemperature"
 LOG_OF_ONE, LOG_OF_ONE_HUNDRED = 0.0, math.log(100)
 LOG_OF_THE_FIRST_SCALE = math.log(1 / 0.07)
 
@@ -79,26 +81,32 @@ class ContrastiveLossWithTemperature(nn.Module):
             embeddings_a, embeddings_b: [B, D] of this rank; where torch.distributed runs, the loss is of all ranks' batches.
             backprop_type: GLOBAL; of several ranks nothing else is computed.
             cross_entropy_kwargs: not supported.
-            mask: bool [B], True for pairs whose losses count; the others stay candidates.
+            mask: bool [B], True for pairs whose losses count; the others stay candidates. Of no pair the loss is 0 (NaN there).
 
         Raises:
             NotImplementedError: LOCAL or NONE across ranks; cross_entropy_kwargs.
+            TypeError: a mask that is not boolean, for numbers would be indices in torchmultimodal.
+            ValueError: different numbers of rows.
         """
-        if cross_entropy_kwargs:
-            raise NotImplementedError(
-                f"ContrastiveLossWithTemperature: cross_entropy_kwargs are not supported, got {sorted(cross_entropy_kwargs)}"
-            )
+        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        with distributed.raise_together(embeddings_a, embeddings_b):
+            same_rows(OP, "embeddings_a", embeddings_a, "embeddings_b", embeddings_b)
+            if cross_entropy_kwargs:
+                raise NotImplementedError(
+                    f"{OP}: cross_entropy_kwargs are not supported, got {sorted(cross_entropy_kwargs)}"
+                )
+            if mask is not None and mask.dtype != torch.bool:
+                raise TypeError(f"{OP}: mask must be boolean, True for pairs that count, got {mask.dtype}")
+            if ranks > 1 and getattr(backprop_type, "name", backprop_type) != "GLOBAL":
+                raise NotImplementedError(
+                    f"{OP}: across ranks only BackpropType.GLOBAL is computed, got {backprop_type}"
+                )
         with torch.no_grad():
             self.logit_scale.clamp_(self.logit_scale_min, self.logit_scale_max)
         options: dict[str, Any] = {
             "scale": self.logit_scale.exp(),
             "weights": None if mask is None else mask.to(torch.float32),
         }
-        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        if ranks > 1 and getattr(backprop_type, "name", backprop_type) != "GLOBAL":
-            raise NotImplementedError(
-                f"ContrastiveLossWithTemperature: across ranks only BackpropType.GLOBAL is computed, got {backprop_type}"
-            )
         loss: Tensor = (distributed.info_nce if ranks > 1 else info_nce)(
             embeddings_a, embeddings_b, **options
         )

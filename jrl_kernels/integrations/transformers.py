@@ -38,6 +38,8 @@ __all__ = [
 
 T = TypeVar("T")
 
+GROUPED = ("GroupViTModel", "GroupViTVisionModel", *GROUPING)
+
 _EVERY = frozenset(name for family in FAMILIES.values() for name in family.models) | GROUPING.keys()
 
 
@@ -110,7 +112,8 @@ def undo(model_or_class: T) -> T:
 
     Raises:
         TypeError: neither a module nor a class.
-        ValueError: nothing in it was patched, or it was wrapped since by a class of another library (FSDP).
+        ValueError: nothing in it was patched, or it was wrapped since, by a class of another library (FSDP) or by a forward on
+            the instance (accelerate's prepare).
     """
     if isinstance(model_or_class, type):
         classes: list[type] = [model_or_class, *_grouping_classes(model_or_class)]
@@ -128,6 +131,11 @@ def undo(model_or_class: T) -> T:
         if "_jrl_host" not in vars(type(module)):
             raise ValueError(
                 f"undo: {type(module).__name__} wraps a patched model; undo before it is wrapped"
+            )
+        if "forward" in vars(module):
+            raise ValueError(
+                f"undo: this {type(module).__name__} has a forward of its own, which keeps the fused one (accelerate's prepare); "
+                "undo before that, or after unwrap_model(model, keep_fp32_wrapper=False)"
             )
     for module in patched:
         module.__class__ = vars(type(module))["_jrl_host"]
@@ -168,7 +176,8 @@ def _apply(target: T, family: str) -> T:
             _check_owner(target, base)
             hosts.append(target)
         if not hosts:
-            raise TypeError(f"apply_to_{family}: expected {' or '.join(names)}, got {target.__name__}")
+            known = GROUPED[:2] if family == "group_vit" else names
+            raise TypeError(f"apply_to_{family}: expected {' or '.join(known)}, got {target.__name__}")
         for host in hosts:
             _patch(host)
         return target
@@ -215,9 +224,9 @@ def _is_patched(host: type, names: set[str]) -> bool:
 
 
 def _grouping_classes(host: type) -> list[type]:
-    """The blocks of the module of transformers that defines `host` or what it descends from."""
+    """The blocks of the module of transformers that defines `host` or what it descends from, where pictures are grouped in it."""
     for ancestor in host.__mro__:
-        if ancestor.__module__.startswith("transformers.models.groupvit.") and issubclass(host, nn.Module):
+        if ancestor.__module__.startswith("transformers.models.groupvit.") and ancestor.__name__ in GROUPED:
             module = sys.modules[ancestor.__module__]
             return [getattr(module, name) for name in GROUPING]
     return []

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import gumbel_assign, info_nce, sigmoid_contrastive
+from ._softmax import same_rows
 
 Forward = Callable[..., Any]
 Given = dict[str, Any]
@@ -172,6 +173,8 @@ def model_forward(forward: Forward, family: Family, output_class: Callable[..., 
             return forward(self, **given)
         texts, images = family.embed(self, host, given)
         text, image = _unit(texts.rows), _unit(images.rows).to(texts.rows.device)
+        if return_loss:
+            same_rows("forward", "texts", text, "images", image)
         output = output_class(
             loss=family.loss(self, text, image) if return_loss else None,
             text_embeds=text,

@@ -7,13 +7,15 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 import jrl_kernels
+from jrl.objectives import ContrastiveObjective
 from jrl_kernels import distributed
 from jrl_kernels.distributed.ranks import Ranks
 
-from .ranks import DEPTH, FORMS, check, close, compare, numbers, parts, refuses
+from .ranks import DEPTH, FORMS, check, close, compare, numbers, parts
+from .refusals import refuses
 
 
 @check
@@ -193,3 +195,88 @@ def gradients_on_some_ranks_only(rows: list[int], rank: int, dtype: torch.dtype)
             distributed.info_nce(x, y)
         with refuses("were called with different options"):
             distributed.sigmoid_contrastive(x, y, scale=1.0, bias=0.0)
+    # the reference gathers x too, so that a gradient of the scale on every rank is not enough
+    scale = torch.ones((), dtype=dtype, requires_grad=True)
+    with refuses("were called with different options"):
+        distributed.info_nce(x, x.detach(), scale=scale, backend="reference")
+
+
+@check
+def gradients_of_weights(rows: list[int], rank: int, dtype: torch.dtype) -> None:
+    """A weight divides the loss too, so what it gains depends on the losses of all ranks."""
+    here, size = parts(rows, rank), len(rows)
+    x, y = (numbers(seed, sum(rows), DEPTH, dtype=dtype) for seed in (48, 49))
+    weights = numbers(50, sum(rows), dtype=dtype).abs() + 0.5
+
+    def found(loss: Any, place: slice, **options: Any) -> Tensor:
+        own = weights[place].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(x[place], y[place], scale=2.0, weights=own, **options), own)
+        return gradient
+
+    truth = found(jrl_kernels.info_nce, slice(0, sum(rows)))
+    for options in ({"form": "gather"}, {"form": "ring"}, {"backend": "reference"}, {"direction": "y_to_x"}):
+        wanted = (
+            found(jrl_kernels.info_nce, slice(0, sum(rows)), **options) if "direction" in options else truth
+        )
+        close(f"{options}", found(distributed.info_nce, here, **options) / size, wanted[here], dtype)
+
+
+@check
+def a_bias_under_data_parallel(rows: list[int], rank: int, dtype: torch.dtype) -> None:
+    """It changes no softmax, but data parallelism waits for its gradient, which is zero."""
+    for backend in ("auto", "reference"):
+        module = ContrastiveObjective(init_bias=-1.0, backend=backend).to(dtype)
+        wrapped = nn.parallel.DistributedDataParallel(module)
+        for _ in range(2):
+            x, y = (numbers(seed, rows[rank], DEPTH, dtype=dtype) for seed in (51, 52))
+            wrapped(x, y)[0].backward()
+        assert (
+            module.bias is not None and module.bias.grad is not None and abs(float(module.bias.grad)) < 1e-6
+        )
+
+
+@check
+def an_index_of_an_objective_is_of_this_rank(rows: list[int], rank: int, dtype: torch.dtype) -> None:
+    """As in one process, where there is no other."""
+    swapped = [torch.arange(count).flip(0) for count in rows]
+    whole = torch.cat([own + sum(rows[:place]) for place, own in enumerate(swapped)])
+    for kind, bias in (("info_nce", None), ("sigmoid", -3.0)):
+        module = ContrastiveObjective(kind, init_scale=1.5, init_bias=bias, learnable=False)
+
+        def alone(x: Tensor, y: Tensor, scale: Tensor, bias: float | None = bias) -> Tensor:
+            if bias is None:
+                loss: Tensor = jrl_kernels.info_nce(x * scale, y, scale=1.5, positives=whole)
+                return loss
+            return jrl_kernels.sigmoid_contrastive(x * scale, y, scale=1.5, bias=bias, positives=whole)
+
+        def ours(x: Tensor, y: Tensor, scale: Tensor, module: nn.Module = module) -> Tensor:
+            loss: Tensor = module(x * scale, y, positives=swapped[rank])[0]
+            return loss
+
+        compare(kind, rows, rank, dtype, alone, ours)
+
+
+@check
+def a_region_mask_on_one_rank(rows: list[int], rank: int, dtype: torch.dtype) -> None:
+    """It is of the rank's own pictures, so the others need not have one."""
+    regions, words = (numbers(seed, 2, 3, DEPTH, dtype=dtype) for seed in (54, 55))
+    mask = torch.ones(2, 3, dtype=torch.bool) if rank == 0 else None
+    for form in FORMS:
+        for critic in (distributed.max_sim, distributed.word_region_scores):
+            close(
+                f"{form} {critic.__name__}",
+                critic(regions, words, region_mask=mask, form=form),
+                critic(regions, words, form=form),
+                dtype,
+            )
+
+
+@check
+def critics_without_captions(rows: list[int], rank: int, dtype: torch.dtype) -> None:
+    regions = numbers(53, 2, 3, DEPTH, dtype=dtype).requires_grad_()
+    for form in FORMS:
+        for words in (regions.new_empty(0, 0, DEPTH), regions.new_empty(0, 2, DEPTH)):
+            for critic in (distributed.max_sim, distributed.word_region_scores):
+                scores = critic(regions, words.detach().requires_grad_(), form=form)
+                assert scores.shape == (2, 0)
+                scores.sum().backward()

@@ -10,8 +10,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -307,57 +306,6 @@ def objective(rows: list[int], rank: int, dtype: torch.dtype) -> None:
             return loss
 
         compare(kind, rows, rank, dtype, whole, ours)
-
-
-@contextmanager
-def refuses(*words: str) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, TypeError, NotImplementedError) as error:
-        for word in words:
-            if word not in str(error):
-                raise AssertionError(f"expected {word!r} in {error}") from error
-    else:
-        raise AssertionError(f"did not refuse: {words}")
-
-
-@check
-def disagreements(rows: list[int], rank: int, dtype: torch.dtype) -> None:
-    """Every rank is told, before a collective could hang."""
-    size = dist.get_world_size()
-    x = numbers(15, 2, DEPTH, dtype=dtype)
-    with refuses("weights need positives=None"):
-        distributed.info_nce(x, x, positives=torch.arange(2) + 2 * rank, weights=torch.ones(2))
-    with refuses("gradients", "'max'"):
-        distributed.info_nce(x, x, gradients="max")
-    with refuses(f"scores must be [2, {2 * size}]"):
-        distributed.info_nce_from_scores(numbers(16, 2, 2 * size + 1, dtype=dtype))
-    if size == 1:
-        return
-    last = size - 1
-    other = numbers(15, 2, DEPTH + (rank == last), dtype=dtype)
-    with refuses(
-        "distributed.info_nce: ranks disagree in shape",
-        f"rank 0 has [{DEPTH}], rank {last} has [{DEPTH + 1}]",
-    ):
-        distributed.info_nce(other, other)
-    other = x.to(torch.bfloat16 if rank == last else torch.float32)
-    with refuses("ranks disagree in dtype", "rank 0 has torch.float32", f"rank {last} has torch.bfloat16"):
-        distributed.sigmoid_contrastive(other, other, scale=1.0, bias=0.0)
-    with refuses(f"ranks 0 and {last} were called with different options"):
-        distributed.info_nce(x, x, direction="x_to_y" if rank == last else "both")
-    weights = torch.ones(2, dtype=dtype) if rank == last else None
-    for options in (
-        {"weights": weights},
-        {"return_stats": rank == last},
-        {"normalize": rank == last},
-        {"backend": "reference" if rank == last else "auto"},
-    ):
-        with refuses("were called with different options"):
-            distributed.info_nce(x, x, **options)
-    words = numbers(17, 2, 3, DEPTH, dtype=dtype)
-    with refuses("distributed.word_region_scores", "were called with different options"):
-        distributed.word_region_scores(words, words, word_values=words if rank == last else None)
 
 
 @check

@@ -193,6 +193,48 @@ def lightly(rank: int, size: int) -> None:
 
 
 @check
+def lightly_with_uneven_batches(rank: int, size: int) -> None:
+    """Which the host does not take. A rank without rows has its place too."""
+    from jrl_kernels.integrations.lightly import NTXentLoss
+
+    bank = F.normalize(numbers(20, 11, WIDTH), dim=1)
+    for rows in ([6, 2], [8, 0]):
+        pair = embeddings(size, 2)
+        place = slice(sum(rows[:rank]), sum(rows[: rank + 1]))
+        for entries in (0, (11, WIDTH)):
+            ours, one = NTXentLoss(0.2, entries, gather_distributed=True), NTXentLoss(0.2, entries)
+            for loss in (ours, one):
+                if entries:
+                    loss.bank = bank.clone()
+            given = [part.clone().requires_grad_() for part in pair]
+            value = ours(*(part[place] for part in given))
+            found = [value.detach(), *torch.autograd.grad(value, given)]
+            for tensor in found:
+                dist.all_reduce(tensor)
+                tensor /= size
+            close(f"NTXentLoss {rows} {entries}", found, whole(one, pair, []))
+
+
+@check
+def lightly_messages(rank: int, size: int) -> None:
+    from jrl_kernels.integrations.lightly import NTXentLoss
+
+    loss, last = NTXentLoss(gather_distributed=True), rank == size - 1
+    x, y = numbers(1, 3, 4), numbers(2, 3, 4)
+    for words, given in (
+        ("must have the same shape" if last else "refused its arguments", (x, y[last:])),
+        ("different options", (x.requires_grad_(last), y)),
+    ):
+        try:
+            loss(*given)
+        except ValueError as error:
+            if words not in str(error):
+                raise
+        else:
+            raise AssertionError(f"was taken: {words}")
+
+
+@check
 def torchmultimodal(rank: int, size: int) -> None:
     from torchmultimodal.modules.losses import contrastive_loss_with_temperature as theirs
 

@@ -6,6 +6,7 @@ import copy
 import inspect
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -141,8 +142,11 @@ def coca() -> Any:
     ids=["clip", "clip-accumulated", "siglip", "clip-with-bias", "coca"],
 )
 def test_the_hosts_training_loop(
-    build: Any, loss: str, arguments: tuple[float, ...], accumulate: int
+    build: Any, loss: str, arguments: tuple[float, ...], accumulate: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    fused = {name: mock.Mock(wraps=getattr(ours, name)) for name in ("info_nce", "sigmoid_contrastive")}
+    for name, function in fused.items():
+        monkeypatch.setattr(ours, name, function)
     torch.manual_seed(0)
     start = build()
     source = torch.Generator().manual_seed(5)
@@ -171,6 +175,7 @@ def test_the_hosts_training_loop(
         weights[name] = model.state_dict()
     assert logs["ours"] == pytest.approx(logs["theirs"], rel=1e-4)
     assert len(logs["ours"]) >= 2
+    assert sum(function.call_count for function in fused.values()) >= 3, "a loss a batch"
     moved = 0.0
     for key, truth in weights["theirs"].items():
         assert torch.allclose(weights["ours"][key], truth, atol=2e-6), key
@@ -178,6 +183,17 @@ def test_the_hosts_training_loop(
             moved, float((truth.double() - start.state_dict()[key].double()).nan_to_num().abs().max())
         )
     assert moved > 1e-3
+
+
+def test_a_row_needs_a_partner() -> None:
+    for rows, columns in ((6, 4), (4, 6)):
+        inputs = features(6)[0][:rows], features(6)[1][:columns], scalar(9.0)
+        for host, loss in ((theirs.ClipLoss(), ours.ClipLoss()), (theirs.SigLipLoss(), ours.SigLipLoss())):
+            more = (scalar(0.0),) if "SigLip" in type(loss).__name__ else ()
+            with pytest.raises((IndexError, ValueError, RuntimeError)):
+                host(*inputs, *more)
+            with pytest.raises(ValueError, match=f"the same number of rows, got {rows} and {columns}"):
+                loss(*inputs, *more)
 
 
 def test_messages() -> None:

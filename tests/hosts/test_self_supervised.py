@@ -243,5 +243,14 @@ def test_messages() -> None:
         NotImplementedError, match=r"cross_entropy_kwargs are not supported, got \['label_smoothing'\]"
     ):
         head(torch.eye(2), torch.eye(2), cross_entropy_kwargs={"label_smoothing": 0.1})
+    with pytest.raises(
+        ValueError, match="embeddings_a and embeddings_b must have the same number of rows, got 3 and 2"
+    ):
+        head(torch.eye(3), torch.eye(3)[:2])
+    with pytest.raises(TypeError, match="mask must be boolean"):
+        head(torch.eye(2), torch.eye(2), mask=torch.tensor([1, 0]))
+    for loss in (our_lightly.NTXentLoss(), our_lightly.NTXentLoss(memory_bank_size=(4, 3))):
+        with pytest.raises(ValueError, match="out0 and out1 must have the same shape"):
+            loss(torch.eye(3), torch.eye(3)[:2])
     with pytest.raises(ValueError, match="cannot both be None"):
         our_torchmultimodal.ContrastiveLossWithTemperature(1.0, None, None)

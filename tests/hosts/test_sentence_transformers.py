@@ -7,6 +7,7 @@ import functools
 import itertools
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -99,6 +100,29 @@ def test_scores_far_below_the_positive_keep_their_gradient() -> None:
         assert (found - wanted).abs().max() <= 2 * (host - wanted).abs().max() + 1e-6
 
 
+@pytest.mark.parametrize("partition", ["joint", "per_direction"])
+def test_a_query_needs_its_positive(partition: str) -> None:
+    options = {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": partition}
+    query, positive = embeddings(6, 2)
+    with pytest.raises(IndexError):
+        ranking(theirs, **options)(query, positive[:4])
+    with pytest.raises(
+        ValueError, match="queries and positives must have the same number of rows, got 6 and 4"
+    ):
+        ranking(ours, **options)(query, positive[:4])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_as_near_to_the_truth_as_the_host(dtype: torch.dtype) -> None:
+    given = [part.to(dtype) for part in embeddings(32, 2)]
+    exact = _values(ranking(theirs), [part.double() for part in given])
+    for found, host, truth in zip(
+        _values(ranking(ours), given), _values(ranking(theirs), given), exact, strict=True
+    ):
+        floor = 1e-6 * float(truth.abs().max())
+        assert (found.double() - truth).abs().max() <= 2 * (host.double() - truth).abs().max() + floor
+
+
 def _values(loss: Any, given: list[Tensor]) -> list[Tensor]:
     given = [t.clone().requires_grad_() for t in given]
     found = loss(*given)
@@ -146,6 +170,23 @@ def test_cached_ranking(directions: Any, partition: str, hardness: str | None, m
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("tiny")
     return checkpoint(folder / "model", 0), checkpoint(folder / "guide", 1, dropout=0.0)
+
+
+def test_copies_of_a_positive_are_sifted_as_by_the_host(folders: tuple[str, str]) -> None:
+    """One answer to two questions is exactly as alike as the positive, and so no more than that."""
+    model, guide = (SentenceTransformer(folder, device="cpu") for folder in folders)
+    options = {"temperature": 0.1, "mini_batch_size": 3}
+    for seed in range(12):
+        given = [numbers(seed + place, 8, 16, dtype=torch.float32) for place in (0, 100)]
+        guides = [numbers(seed + place, 8, 384, dtype=torch.float32) for place in (200, 300)]
+        guides[1][1], guides[1][7] = guides[1][0], guides[1][5]
+        found, truth = (
+            module.CachedGISTEmbedLoss(model, guide, **options).calculate_loss(
+                [[part] for part in given], [[part] for part in guides]
+            )
+            for module in (ours, theirs)
+        )
+        assert abs(float(found - truth)) < 1e-4
 
 
 @pytest.mark.parametrize("anchors", [True, False])
@@ -203,7 +244,12 @@ def test_guided_memory(folders: tuple[str, str]) -> None:
         ("CachedGISTEmbedLoss", {"mini_batch_size": 3, "temperature": 0.2}),
     ],
 )
-def test_the_trainer(name: str, options: dict[str, Any], folders: tuple[str, str], tmp_path: Path) -> None:
+def test_the_trainer(
+    name: str, options: dict[str, Any], folders: tuple[str, str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    fused = {part: mock.Mock(wraps=getattr(ours, part)) for part in ("ranking_loss", "guided_loss")}
+    for part, function in fused.items():
+        monkeypatch.setattr(ours, part, function)
     pairs = {key: sentences(24, seed) for seed, key in enumerate(("anchor", "positive", "negative"))}
     logs, weights = {}, {}
     for label, module in (("theirs", theirs), ("ours", ours)):
@@ -220,6 +266,7 @@ def test_the_trainer(name: str, options: dict[str, Any], folders: tuple[str, str
         logs[label] = [row["loss"] for row in trainer.state.log_history if "loss" in row]
         weights[label] = copy.deepcopy(model.state_dict())
     assert len(set(logs["theirs"])) == 3
+    assert sum(function.call_count for function in fused.values()) >= 3
     assert logs["ours"] == pytest.approx(logs["theirs"], rel=1e-3)
     for key, truth in weights["theirs"].items():
         assert torch.allclose(weights["ours"][key], truth, atol=1e-5), key

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import GroupViTConfig, GroupViTModel, GroupViTVisionConfig, GroupViTVisionModel
+from transformers import (
+    GroupViTConfig,
+    GroupViTModel,
+    GroupViTTextModel,
+    GroupViTVisionConfig,
+    GroupViTVisionModel,
+)
 from transformers.models.groupvit import modeling_groupvit as host
 from transformers.models.groupvit.modeling_groupvit import GroupViTAssignAttention, GroupViTStage
 
@@ -207,6 +213,11 @@ def test_a_class_changes_every_block_and_undo_gives_them_back() -> None:
         found = model.train()(pixels).pooler_output
     finally:
         undo(GroupViTVisionModel)
+    assert (GroupViTModel.forward, GroupViTAssignAttention.forward, GroupViTStage.forward) == forwards
+    with pytest.raises(
+        TypeError, match="expected GroupViTModel or GroupViTVisionModel, got GroupViTTextModel"
+    ):
+        apply_to_group_vit(GroupViTTextModel)
     assert (GroupViTModel.forward, GroupViTAssignAttention.forward, GroupViTStage.forward) == forwards
     patched = apply_to_group_vit(copy.deepcopy(model))
     torch.manual_seed(6)

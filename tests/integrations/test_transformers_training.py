@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ import transformers
 from torch import Tensor
 
 from benchmarks.measure import extra_memory
-from jrl_kernels.integrations.transformers import ReturnLossCollator, apply_to_clip
+from jrl_kernels.integrations import transformers_forward
+from jrl_kernels.integrations.transformers import ReturnLossCollator, apply_to_clip, undo
 from tests.integrations.test_transformers import CASES, batch_for, clip, close, make
 
 
@@ -75,9 +77,11 @@ def test_the_collator_asks_for_the_loss() -> None:
     assert ReturnLossCollator(lambda features: {"n": len(features)})([1, 2]) == {"n": 2, "return_loss": True}
 
 
-def test_trainer_trains_and_evaluates(tmp_path: Path) -> None:
+def test_trainer_trains_and_evaluates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate, which is not installed")
     losses = {}
+    fused = mock.Mock(wraps=transformers_forward.info_nce)
+    monkeypatch.setattr(transformers_forward, "info_nce", fused)
     for name in ("host", "fused"):
         model = make(CASES["clip"])
         pairs = Pairs(model)
@@ -103,8 +107,30 @@ def test_trainer_trains_and_evaluates(tmp_path: Path) -> None:
         evaluated = trainer.evaluate()
         losses[name] = [row["loss"] for row in trainer.state.log_history if "loss" in row]
         losses[name].append(evaluated["eval_loss"])
-    assert len(losses["host"]) == 5
+    assert len(losses["host"]) == 5 and fused.call_count == 4  # steps of one of the two
     assert losses["fused"] == pytest.approx(losses["host"], rel=1e-3)
+
+
+def test_a_forward_on_the_instance_is_not_left_behind() -> None:
+    """accelerate's prepare puts the forward that it finds, wrapped, on the instance, where it would stay the fused one."""
+    model = apply_to_clip(make(CASES["clip"])).train()
+    model.forward = model.forward
+    with pytest.raises(ValueError, match="has a forward of its own, which keeps the fused one"):
+        undo(model)
+    del model.forward
+    assert undo(model)(**batch_for(model), return_loss=True).logits_per_text is not None
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_a_picture_needs_its_text(name: str) -> None:
+    model = make(CASES[name]).train()
+    batch = batch_for(model)
+    batch["pixel_values"] = batch["pixel_values"][:-1]
+    with pytest.raises((IndexError, ValueError, RuntimeError)):
+        model(**batch, return_loss=True)
+    rows = len(batch["pixel_values"])
+    with pytest.raises(ValueError, match=f"the same number of rows, got {rows + 1} and {rows}"):
+        CASES[name].apply(model)(**batch, return_loss=True)
 
 
 def test_the_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -171,6 +171,8 @@ def test_batch_options_reach_the_objective() -> None:
     assert system(queue)[0]["contrastive"].item() > base
     with pytest.raises(ValueError, match="positives"):
         small_clip(duplicate_captions="positive").eval()(two)
+    with pytest.raises(ValueError, match="the same number of rows without positives, got 3 and 4"):
+        system({**batch, "pixel_values": batch["pixel_values"][:3]})
 
 
 class Words:

@@ -175,6 +175,8 @@ def test_words_find_their_pixels_with_this_loss_and_not_without() -> None:
             ValueError,
             "owners: expected [2]",
         ),
+        (lambda: SegmentTextObjective(form="ring"), ValueError, "nothing goes round a ring"),
+        (lambda: MultiLabelObjective("exclude", form="ring"), ValueError, "nothing goes round a ring"),
     ],
 )
 def test_bad_input(build: Any, error: type[Exception], words: str) -> None:

@@ -157,6 +157,15 @@ def test_sigmoid_refuses_what_it_would_ignore() -> None:
         ContrastiveObjective("sigmoid")(x.float(), y.float(), exclude=torch.arange(6), weights=torch.ones(6))
 
 
+@pytest.mark.parametrize("loss", ["info_nce", "sigmoid"])
+def test_rows_without_a_partner_need_positives(loss: str) -> None:
+    x, y = (part.float() for part in pair())
+    objective = ContrastiveObjective(loss)
+    with pytest.raises(ValueError, match="the same number of rows without positives, got 6 and 4"):
+        objective(x, y[:4])
+    objective(x, y[:4], positives=torch.tensor([0, 1, 2, 3, 0, 1]))
+
+
 def test_duplicate_ids_see_the_text_and_nothing_else() -> None:
     ids = torch.tensor([[5, 6, 7, 0], [0, 5, 6, 7], [5, 7, 6, 0], [5, 6, 7, 9], [5, 6, 0, 0], [5, 6, 7, 3]])
     mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]])

@@ -1,0 +1,18 @@
+"""Arguments that one rank refuses make every rank raise at once, and none is left waiting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from . import refusals
+
+
+@pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo")
+def test_every_rank_raises(tmp_path: Path) -> None:
+    mp.spawn(refusals.main, (str(tmp_path / "store"), str(tmp_path)), nprocs=refusals.SIZE)
+    for rank in range(refusals.SIZE):
+        assert (problems := (tmp_path / f"{rank}.txt").read_text()) == "", f"rank {rank}: {problems}"
