@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jrl.generation.session import Settings
-from jrl.training.files import write_atomically
+from jrl.training.files import check_folder, write_atomically
 
 REAL = "real pictures"
 
@@ -43,7 +43,7 @@ def _report(arguments: Sequence[str]) -> int:
     _add_judging(parser)
     parser.add_argument("--out", help="folder of the results; RUN/generation otherwise")
     options = parser.parse_args(list(arguments))
-    out = _folder(options.out or Path(options.run) / "generation")
+    out = check_folder("out", options.out or Path(options.run) / "generation")
     from jrl.generation.report import scores_table
     from jrl.generation.session import Session
 
@@ -79,7 +79,7 @@ def _ablation(arguments: Sequence[str]) -> int:
     from jrl.generation.ablation import ablation, grouped
     from jrl.generation.report import ablation_table
 
-    out, runs = _folder(options.out), grouped(options.run)
+    out, runs = check_folder("out", options.out), grouped(options.run)
     found, values = ablation(runs, out, _settings(options), say=_say)
     table = ablation_table(found, {name: len(several) for name, several in runs.items()})
     _write(out, "ablation", values, table)
@@ -103,7 +103,7 @@ def _classifier(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="of scenes, weights and order (0)")
     options = parser.parse_args(list(arguments))
-    out = _folder(options.out)
+    out = check_folder("out", options.out)
     from jrl.generation.recipe import train_scene_classifier
 
     network, found = train_scene_classifier(
@@ -135,7 +135,7 @@ def _rankings(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
     parser.add_argument("--out", required=True, help="folder of the results")
     options = parser.parse_args(list(arguments))
-    out = _folder(options.out)
+    out = check_folder("out", options.out)
     from jrl.evaluation.rankings import human_rankings, read_rankings
     from jrl.generation.report import rankings_table
 
@@ -185,13 +185,6 @@ def _add_judging(parser: argparse.ArgumentParser) -> None:
 
 def _settings(options: argparse.Namespace) -> Settings:
     return Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
-
-
-def _folder(path: str | Path) -> Path:
-    out = Path(path)
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"out: {out} is a file, expected a folder")
-    return out
 
 
 def _write(out: Path, name: str, values: dict[str, Any], table: str) -> None:

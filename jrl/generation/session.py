@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from jrl.evaluation.generation import inception_score
 from jrl.generation.classifier import SceneClassifier
 from jrl.generation.detector import ClassifierDetector
 from jrl.generation.evaluate import (
@@ -31,6 +32,9 @@ from jrl.generation.pairs import run_pairs
 from jrl.systems.base import CONFIG, PICKLED, WEIGHTS
 from jrl.training.data import PREPROCESSING
 from jrl.training.run import Run
+
+# an inception score of real pictures below this is of a network that tells them hardly apart
+_BLIND = 1.05
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,13 @@ class Session:
             say("no text names an object that the detector knows: its accuracy is left out")
         say(f"looking at {len(self.pairs)} real pictures")
         self.reference = self._look(self.pairs, self.judges)
+        if self.reference.logits is not None:
+            told_apart, _ = inception_score(self.reference.logits, splits=1)
+            if told_apart < _BLIND:
+                say(
+                    f"features: this network says nearly the same of all real pictures (inception score {told_apart:.2f}), so "
+                    "that its scores of generated ones mean nothing; train it longer"
+                )
 
     def score(self, folder: str | Path) -> Scores:
         """Judge one run.

@@ -97,9 +97,9 @@ def _show(run: Run, system: GroupViT, options: argparse.Namespace, files: list[P
             save_stages(run, system, picture, look.size, out / written["stages"])
         found_all.append(picture_json(str(path), picture.size, written, found))
         console.print(picture_table(str(path), found))
+    skips.raise_if_empty(len(found_all), "image")
     if skips.skipped:
         print(skips.summary(), file=sys.stderr)
-    skips.raise_if_empty(len(found_all), "image")
     values = {**_settings(options, classes, look), "pictures": found_all}
     write_atomically(out / "segment.json", json.dumps(values, indent=2, allow_nan=False).encode())
     console.print(f"saved {out}", soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(aside, target)
         # torch's writer reports a failed write as a RuntimeError
         except (OSError, RuntimeError) as error:
-            raise OSError(f"{target}: the checkpoint could not be saved: {error}") from error
+            free = (
+                f"; {shutil.disk_usage(target.parent).free >> 20} MiB are free there"
+                if target.parent.is_dir()
+                else ""
+            )
+            raise OSError(f"{target}: the checkpoint could not be saved: {error}{free}") from error
         finally:
             aside.unlink(missing_ok=True)
 

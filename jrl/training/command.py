@@ -23,7 +23,7 @@ from jrl.training.checkpoint import BEST, LAST, AtomicCheckpointIO, checkpoint_c
 from jrl.training.data import CaptionDataModule
 from jrl.training.files import check_folder, write_atomically
 from jrl.training.module import SystemModule
-from jrl.training.run import Run
+from jrl.training.run import Run, usable_device
 
 _FIRST_WEIGHTS = ("image_weights", "text_weights")
 _NOISE = (
@@ -31,6 +31,7 @@ _NOISE = (
     ".*isinstance.treespec, LeafSpec.* is deprecated",
     "Checkpoint directory .* exists and is not empty",  # `--overwrite` and `--resume` are asked for by name
     "Be aware that when using `ckpt_path`",  # evaluation needs no callback that writes
+    r"Found .* module\(s\) in eval mode",  # frozen and averaged parts are, and the rest begins to train after that
 )
 
 
@@ -185,9 +186,9 @@ def run_at_checkpoint(run: str | Path, checkpoint: str | Path, *, device: str | 
 
     Raises:
         FileNotFoundError: there is no such checkpoint, or the run has no `config.yaml`.
-        ValueError: a file is unreadable, or the weights are not this run's.
+        ValueError: a file is unreadable, the weights are not this run's, or there is no such device.
     """
-    folder = Path(run)
+    folder, device = Path(run), usable_device(device)
     found = [Path(checkpoint), *(folder / "checkpoints" / f"{checkpoint}{end}" for end in ("", ".ckpt"))]
     path = next((path for path in found if path.is_file()), None)
     if path is None:

@@ -13,6 +13,7 @@ import PIL.Image
 from jrl.data.images import save_image
 from jrl.training.command import run_at_checkpoint
 from jrl.training.drawing import draw, to_picture
+from jrl.training.files import check_folder
 from jrl.training.run import Run, picture_grid
 
 ANIMATIONS = {"gif": 100, "webp": 1000}
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError(
             f"fps: expected more than 0 and at most {most} for {options.animation}, got {options.fps}"
         )
+    out = check_folder("out", options.out or Path(options.run) / "generated")
     if options.checkpoint is None:
         run = Run.load(options.run, device=options.device)
     else:
@@ -60,7 +62,6 @@ def main(arguments: Sequence[str]) -> int:
         averaged=not options.latest,
     )
     pictures = [[_enlarged(to_picture(one), options.size) for one in row] for row in drawn]
-    out = Path(options.out) if options.out else Path(options.run) / "generated"
     out.mkdir(parents=True, exist_ok=True)
     if options.file is None:
         for place, row in enumerate(pictures):

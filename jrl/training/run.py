@@ -55,7 +55,7 @@ class Run:
             FileNotFoundError: the folder or a file of it is missing.
             ValueError: a file is unreadable or does not fit, or there is no such device.
         """
-        device = _usable(device)
+        device = usable_device(device)
         folder = Path(folder)
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such run")
@@ -192,7 +192,12 @@ def image_files(folder: str | Path) -> list[Path]:
     return files
 
 
-def _usable(device: str | torch.device) -> torch.device:
+def usable_device(device: str | torch.device) -> torch.device:
+    """A device by name, such as "cpu" or "cuda:1".
+
+    Raises:
+        ValueError: there is none.
+    """
     try:
         found = torch.device(device)
     except RuntimeError:

@@ -35,6 +35,7 @@ def test_outputs_are_checked_before_the_run_is_opened(
     assert f"out: {tmp_path} is a folder, expected a file" in errors(embed, capsys)
     file = tmp_path / "file"
     file.touch()
+    assert f"out: {file} is a file" in errors(["generate", "a", *run, "--out", str(file)], capsys)
     for name in ("probe", "segment-report", "ground"):
         assert f"out: {file} is a file, expected a folder" in errors([name, *run, "--out", str(file)], capsys)
     fit = ["fit", "--config", write(tmp_path / "config.yaml", config()), "--run"]
