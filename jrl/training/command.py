@@ -91,6 +91,12 @@ class TrainingCLI(LightningCLI):
         if config["ckpt_path"] is not None:
             self._first_weights = _take_first_weights(config["model"])
 
+    def after_fit(self) -> None:
+        """Say where the run is."""
+        run = self.config["fit"]["run"]
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            print(f"saved {run}; to evaluate it: jrl test --config {run}/config.yaml --run {run}")
+
     def after_validate(self) -> None:
         """Show and keep the results."""
         self._keep_results("validate")

@@ -53,6 +53,7 @@ def test_an_exported_system_is_not_trained_over(
     assert "holds a run; pass --overwrite true or another folder" in errors(fit, capsys)
     assert kept.read_bytes() == b"somebody's weights"
     assert main([*fit, "--overwrite", "true"]) == 0
+    assert f"saved {run}; to evaluate it: jrl test" in capsys.readouterr().out
     assert kept.stat().st_size > 1000
 
 
