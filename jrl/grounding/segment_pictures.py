@@ -12,6 +12,7 @@ import PIL.Image
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from jrl.data.scenes_drawing import COLOURS
@@ -98,4 +99,8 @@ def _name(axes: Axes, classes: np.ndarray, names: Sequence[str]) -> None:
         rows, columns = np.nonzero(classes == number)
         if len(rows) >= _SMALLEST:
             text = names[number - 1].replace(" ", "\n")
-            axes.text(columns.mean(), rows.mean(), text, fontsize=5, ha="center", va="center")
+            # names of small regions lie over each other: the later one stays readable
+            outline = [withStroke(linewidth=1.2, foreground="white")]
+            axes.text(
+                columns.mean(), rows.mean(), text, fontsize=5, ha="center", va="center", path_effects=outline
+            )

@@ -93,8 +93,9 @@ class TrainingCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Say where the run is."""
-        run = self.config["fit"]["run"]
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+        config = self.config["fit"]
+        run = config["run"]
+        if self.trainer.is_global_zero and not config["trainer"]["fast_dev_run"]:
             print(f"saved {run}; to evaluate it: jrl test --config {run}/config.yaml --run {run}")
 
     def after_validate(self) -> None:
