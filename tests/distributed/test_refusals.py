@@ -12,7 +12,8 @@ from . import refusals
 
 
 @pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo")
-def test_every_rank_raises(tmp_path: Path) -> None:
-    mp.spawn(refusals.main, (str(tmp_path / "store"), str(tmp_path)), nprocs=refusals.SIZE)
-    for rank in range(refusals.SIZE):
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_every_rank_raises(size: int, tmp_path: Path) -> None:
+    mp.spawn(refusals.main, (size, str(tmp_path / "store"), str(tmp_path)), nprocs=size)
+    for rank in range(size):
         assert (problems := (tmp_path / f"{rank}.txt").read_text()) == "", f"rank {rank}: {problems}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -13,18 +12,9 @@ from torch import Tensor, nn
 from jrl.encoders import TextEncoder
 from jrl.objectives import MaskedWords
 from jrl.objectives.masked_words import corrupt
+from tests.jrl.mutual_information_fixtures import BERT as SMALL_BERT
 
-BERT: dict[str, Any] = {
-    "model_type": "bert",
-    "vocab_size": 30,
-    "hidden_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 48,
-    "max_position_embeddings": 12,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
+BERT = {**SMALL_BERT, "vocab_size": 30}
 SPECIAL = (0, 1, 2, 3)
 
 
