@@ -129,7 +129,7 @@ def test_terms_and_who_learns_from_them() -> None:
 
 def test_prior_matching_drives_codes_to_the_uniform() -> None:
     """Those of a network that ends in a ReLU: its vectors are not negative, and their sigmoid is 1/2 at least."""
-    torch.manual_seed(0)
+    torch.manual_seed(2)
     objective = DeepInfoMax(2, 3, local_weight=0.0, prior_weight=1.0)
     assert objective.discriminator is not None and objective.code is not None
     before = torch.nn.Parameter(0.1 * torch.randn(64, 3) + 2.0)
@@ -139,14 +139,16 @@ def test_prior_matching_drives_codes_to_the_uniform() -> None:
         torch.optim.Adam([before, *objective.code.parameters()], lr=2e-2),
     )
     first = objective.code(before.relu()).sigmoid().detach()
-    for _ in range(150):
+    for _ in range(400):
         for player, name in zip(players, ("discriminator", "prior"), strict=True):
             losses, _ = objective(tokens, before.relu())
             player.zero_grad()
             losses[name].backward()
             player.step()
     after = objective.code(before.relu()).sigmoid().detach()
-    assert float(after.std()) > 3 * float(first.std(dim=0).mean())
+    # each number of the code alone: numbers that differ from each other and not between pictures spread too, in all
+    assert float(first.std(dim=0).max()) < 0.02
+    assert float(after.std(dim=0).min()) > 0.15  # 0.29 is uniform
     assert abs(float(after.mean()) - 0.5) < 0.15
     assert 0.3 < float((after < 0.5).float().mean()) < 0.7
 
